@@ -1,0 +1,198 @@
+package kernel
+
+import "math"
+
+// This file holds the operations on whole vectors. They are deterministic: the
+// AVX2 and the plain Go path round every product and every sum by itself and
+// in the same order, so they give the same bits (a NaN stays a NaN, but which
+// one is up to the machine).
+
+// tile is the number of floats that a sum over many vectors works on at a
+// time, so that the running sum stays in the first-level cache.
+const tile = 4096
+
+// AdamCoefficients are the scalars of one Adam step: OneMinusBeta is rounded
+// from the exact difference, StepSize is lr/(1-beta1^t), SqrtBias2 is
+// sqrt(1-beta2^t).
+type AdamCoefficients struct {
+	Beta1, OneMinusBeta1, Beta2, OneMinusBeta2, StepSize, SqrtBias2, Eps, WeightDecay float32
+}
+
+// Add sets dst to dst + x.
+func Add(dst, x []float32) {
+	if len(dst) != len(x) {
+		panic(badLength)
+	}
+	n := addAsm(dst, x)
+	addGo(dst[n:], x[n:])
+}
+
+// AddScaled sets dst to dst + alpha*x, product and sum rounded apart.
+func AddScaled(dst []float32, alpha float32, x []float32) {
+	if len(dst) != len(x) {
+		panic(badLength)
+	}
+	n := addScaledAsm(dst, alpha, x)
+	addScaledGo(dst[n:], alpha, x[n:])
+}
+
+// Scale sets dst to dst*alpha.
+func Scale(dst []float32, alpha float32) {
+	n := scaleAsm(dst, alpha)
+	scaleGo(dst[n:], alpha)
+}
+
+// Div sets dst to x/c; dst may be x.
+func Div(dst, x []float32, c float32) {
+	if len(dst) != len(x) {
+		panic(badLength)
+	}
+	n := divAsm(dst, x, c)
+	divGo(dst[n:], x[n:], c)
+}
+
+// Mean sets dst to (sources[0] + sources[1] + ...) / len(sources), added in
+// this order. dst must not overlap a source other than the first; there must
+// be one source at least.
+func Mean(dst []float32, sources [][]float32) {
+	if len(sources) == 0 {
+		panic("kernel: the mean of no vectors")
+	}
+	for _, s := range sources {
+		if len(s) != len(dst) {
+			panic(badLength)
+		}
+	}
+	count := float32(len(sources))
+	for lo := 0; lo < len(dst); lo += tile {
+		hi := min(lo+tile, len(dst))
+		d := dst[lo:hi]
+		copy(d, sources[0][lo:hi])
+		rest := sources[1:]
+		for ; len(rest) >= 8; rest = rest[8:] {
+			s := [8][]float32{
+				rest[0][lo:hi], rest[1][lo:hi], rest[2][lo:hi], rest[3][lo:hi],
+				rest[4][lo:hi], rest[5][lo:hi], rest[6][lo:hi], rest[7][lo:hi],
+			}
+			n := add8Asm(d, &s)
+			for _, x := range s {
+				addGo(d[n:], x[n:])
+			}
+		}
+		for _, x := range rest {
+			Add(d, x[lo:hi])
+		}
+		Div(d, d, count)
+	}
+}
+
+// SGD sets dst to p - lr*(g + wd*p); dst may be p.
+func SGD(dst, p, g []float32, lr, wd float32) {
+	if len(p) != len(dst) || len(g) != len(dst) {
+		panic(badLength)
+	}
+	n := sgdAsm(dst, p, g, lr, wd)
+	sgdGo(dst[n:], p[n:], g[n:], lr, wd)
+}
+
+// Momentum is one step of SGD with momentum: dstB = mu*b + (g + wd*p) and
+// dstP = p - lr*dstB. dstP may be p, dstB may be b.
+func Momentum(dstP, dstB, p, b, g []float32, lr, mu, wd float32) {
+	n := len(dstP)
+	if len(dstB) != n || len(p) != n || len(b) != n || len(g) != n {
+		panic(badLength)
+	}
+	i := momentumAsm(dstP, dstB, p, b, g, lr, mu, wd)
+	momentumGo(dstP[i:], dstB[i:], p[i:], b[i:], g[i:], lr, mu, wd)
+}
+
+// Adam is one step of Adam on the parameters p, first moments m and second
+// moments v. Each destination may be its source.
+func Adam(dstP, dstM, dstV, p, m, v, g []float32, c AdamCoefficients) {
+	n := len(dstP)
+	if len(dstM) != n || len(dstV) != n || len(p) != n || len(m) != n || len(v) != n || len(g) != n {
+		panic(badLength)
+	}
+	i := adamAsm(dstP, dstM, dstV, p, m, v, g, &c)
+	adamGo(dstP[i:], dstM[i:], dstV[i:], p[i:], m[i:], v[i:], g[i:], &c)
+}
+
+// FirstNonFinite returns the index of the first NaN or infinity of x, or -1.
+func FirstNonFinite(x []float32) int {
+	n := finitePrefixAsm(x)
+	if i := firstNonFiniteGo(x[n:]); i >= 0 {
+		return n + i
+	}
+	return -1
+}
+
+const badLength = "kernel: vector lengths differ"
+
+func addGo(dst, x []float32) {
+	x = x[:len(dst)]
+	for i := range dst {
+		dst[i] += x[i]
+	}
+}
+
+func addScaledGo(dst []float32, alpha float32, x []float32) {
+	x = x[:len(dst)]
+	for i := range dst {
+		dst[i] += float32(alpha * x[i])
+	}
+}
+
+func scaleGo(dst []float32, alpha float32) {
+	for i := range dst {
+		dst[i] *= alpha
+	}
+}
+
+func divGo(dst, x []float32, c float32) {
+	x = x[:len(dst)]
+	for i := range dst {
+		dst[i] = x[i] / c
+	}
+}
+
+func sgdGo(dst, p, g []float32, lr, wd float32) {
+	p, g = p[:len(dst)], g[:len(dst)]
+	for i := range dst {
+		d := g[i] + float32(wd*p[i])
+		dst[i] = p[i] - float32(lr*d)
+	}
+}
+
+func momentumGo(dstP, dstB, p, b, g []float32, lr, mu, wd float32) {
+	dstB, p, b, g = dstB[:len(dstP)], p[:len(dstP)], b[:len(dstP)], g[:len(dstP)]
+	for i := range dstP {
+		d := g[i] + float32(wd*p[i])
+		d = float32(mu*b[i]) + d
+		dstB[i] = d
+		dstP[i] = p[i] - float32(lr*d)
+	}
+}
+
+func adamGo(dstP, dstM, dstV, p, m, v, g []float32, c *AdamCoefficients) {
+	n := len(dstP)
+	dstM, dstV, p, m, v, g = dstM[:n], dstV[:n], p[:n], m[:n], v[:n], g[:n]
+	for i := range dstP {
+		d := g[i] + float32(c.WeightDecay*p[i])
+		m1 := float32(c.Beta1*m[i]) + float32(c.OneMinusBeta1*d)
+		v1 := float32(c.Beta2*v[i]) + float32(c.OneMinusBeta2*float32(d*d))
+		denominator := float32(float32(math.Sqrt(float64(v1)))/c.SqrtBias2) + c.Eps
+		dstM[i] = m1
+		dstV[i] = v1
+		dstP[i] = p[i] - float32(c.StepSize*float32(m1/denominator))
+	}
+}
+
+func firstNonFiniteGo(x []float32) int {
+	const exponent = 0x7f800000
+	for i, f := range x {
+		if math.Float32bits(f)&exponent == exponent {
+			return i
+		}
+	}
+	return -1
+}
