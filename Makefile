@@ -1,0 +1,60 @@
+# At most ten targets; `make help` lists them.
+
+GO         ?= go
+# For every go test line: -json for machines, -v to see each test.
+TESTFLAGS  ?=
+# For every fuzz test in test-all. A count, because a time limit that runs out
+# on a busy machine looks like a failure.
+FUZZTIME   ?= 5000x
+STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
+TARGETS     = linux/amd64 linux/arm64 linux/arm linux/riscv64 darwin/arm64 windows/amd64
+# Packages with assembly, or with arithmetic on top of it.
+NUMERIC     = ./internal/kernel/... ./tensor/... ./nn/... ./optim/... ./tensordb/... ./function/...
+
+.PHONY: help build test test-all bench lint release generate clean
+.DEFAULT_GOAL := help
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+build: ## build ./spirt
+	CGO_ENABLED=0 $(GO) build -trimpath -o spirt ./cmd/spirt
+
+test: ## test everything that needs only Go
+	@$(GO) test $(TESTFLAGS) ./...
+
+test-all: ## test with the race detector, whole runs, no assembly, short fuzzing
+	@$(GO) test $(TESTFLAGS) -race -tags integration -timeout 15m ./...
+	@$(GO) test $(TESTFLAGS) -tags noasm $(NUMERIC)
+	@grep -rlE '^func Fuzz' --include='*_test.go' . | sort | while read -r file; do \
+		for fuzz in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
+			$(GO) test $(TESTFLAGS) -run '^$$' -fuzz "^$$fuzz\$$" -fuzztime $(FUZZTIME) $$(dirname $$file) || exit 1; \
+		done || exit 1; \
+	done
+
+bench: ## measure against PyTorch; writes bench/results/
+	@bench/run.sh
+
+lint: ## gofmt, go vet, staticcheck
+	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "run gofmt -w on:" $$unformatted >&2; exit 1; }
+	$(GO) vet ./...
+	$(GO) vet -tags integration,noasm ./...
+	$(GO) run $(STATICCHECK) -tags integration ./...
+
+release: ## build for every system into dist/
+	@rm -rf dist && mkdir dist
+	@set -e; for target in $(TARGETS); do \
+		os=$${target%/*}; arch=$${target#*/}; exe=; test $$os != windows || exe=.exe; \
+		for cmd in spirt spirt-function; do \
+			echo "dist/$$cmd-$$os-$$arch$$exe"; \
+			CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch GOARM=7 $(GO) build -trimpath -ldflags '-s -w' -o dist/$$cmd-$$os-$$arch$$exe ./cmd/$$cmd; \
+		done; \
+	done
+	@cd dist && sha256sum * > SHA256SUMS
+
+generate: ## write the assembly again
+	$(GO) generate ./...
+
+clean: ## remove what the other targets wrote
+	rm -rf spirt dist bench/results
+	$(GO) clean -testcache
