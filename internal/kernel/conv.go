@@ -1,0 +1,220 @@
+package kernel
+
+// Conv is the geometry of one two-dimensional convolution, with everything
+// that does not depend on data worked out. It is immutable.
+//
+// Images are channels-last, one at a time, and carry their padding: pixel
+// (y, x) of the padded input begins at (y*PaddedW+x)*InC. The output has one
+// row of OutLanes floats for each pixel, the channels beyond OutC zero. So a
+// window is Kernel runs of Kernel*InC contiguous floats, which the tiles read
+// in place: no im2col.
+type Conv struct {
+	InC, PaddedH, PaddedW int
+	Kernel, Stride        int
+	OutC, OutH, OutW      int
+	OutLanes              int // OutC rounded up
+
+	run      int // floats in one row of a window
+	panels   int // 16-column panels over a run
+	rowTiles int // 6-row tiles over a run
+	// Tiles over the output's pixels, row by row: where their windows begin.
+	windows []offsets
+	// Tiles over the output's pixels, column by column, so that the six windows
+	// do not overlap (or hardly): where they begin in the output and the input.
+	columnOut, columnIn []offsets
+}
+
+// slack is how far beyond its end the tiles may read or write an image; what
+// they touch there has no meaning.
+const slack = Lanes + tileRows
+
+// NewConv works out a convolution of a padded image. The output's size follows
+// from it. It panics unless all sizes are positive and the window fits.
+func NewConv(inC, paddedH, paddedW, kernel, stride, outC int) *Conv {
+	if inC < 1 || kernel < 1 || stride < 1 || outC < 1 || paddedH < kernel || paddedW < kernel {
+		panic("kernel: convolution does not fit its image")
+	}
+	s := &Conv{
+		InC: inC, PaddedH: paddedH, PaddedW: paddedW, Kernel: kernel, Stride: stride, OutC: outC,
+		OutH: (paddedH-kernel)/stride + 1, OutW: (paddedW-kernel)/stride + 1, OutLanes: RoundUp(outC),
+		run: kernel * inC,
+	}
+	s.panels = RoundUp(s.run) / Lanes
+	s.rowTiles = RoundUpRows(s.run) / tileRows
+	pixels := s.OutH * s.OutW
+	window := func(y, x int) int { return (y*stride*paddedW + x*stride) * inC }
+	for p := 0; p < pixels; p += tileRows {
+		var w, out, in offsets
+		for i := range tileRows {
+			q := min(p+i, pixels-1)
+			w[i] = window(q/s.OutW, q%s.OutW)
+			if p+i < pixels {
+				y, x := q%s.OutH, q/s.OutH
+				out[i], in[i] = (y*s.OutW+x)*s.OutLanes, window(y, x)
+			} else {
+				// A row of zeros behind the last pixel, added to the slack.
+				out[i], in[i] = (p+i)*s.OutLanes, -1
+			}
+		}
+		s.windows = append(s.windows, w)
+		s.columnOut, s.columnIn = append(s.columnOut, out), append(s.columnIn, in)
+	}
+	return s
+}
+
+// InLen returns the floats of a padded input image, with the slack that must
+// follow it.
+func (s *Conv) InLen() int { return s.PaddedH*s.PaddedW*s.InC + slack }
+
+// OutLen returns the floats of an output image. It has a whole number of
+// tiles; in a gradient the rows behind the last pixel must be zero.
+func (s *Conv) OutLen() int { return RoundUpRows(s.OutH*s.OutW) * s.OutLanes }
+
+// ForwardLen returns the length of the weights as Forward takes them.
+func (s *Conv) ForwardLen() int { return s.Kernel * s.run * s.OutLanes }
+
+// BackwardLen returns the length of the weights as InputGradient takes them.
+func (s *Conv) BackwardLen() int { return s.Kernel * s.panels * s.OutC * Lanes }
+
+// WeightsLen returns the length of the weights' gradient as WeightsGradient
+// sums it.
+func (s *Conv) WeightsLen() int { return s.Kernel * s.rowTiles * tileRows * s.OutLanes }
+
+// weight returns where the weight lies in OutC x InC x Kernel x Kernel order.
+func (s *Conv) weight(out, y, run int) int {
+	x, in := run/s.InC, run%s.InC
+	return ((out*s.InC+in)*s.Kernel+y)*s.Kernel + x
+}
+
+// PackForward lays weights, OutC x InC x Kernel x Kernel, out for Forward:
+// panels of 16 output channels, in each the window's floats in order.
+func (s *Conv) PackForward(dst, weights []float32) {
+	if len(dst) < s.ForwardLen() || len(weights) != s.OutC*s.Kernel*s.run {
+		panic("kernel: convolution weights have the wrong length")
+	}
+	depth := s.Kernel * s.run
+	for out := range s.OutLanes {
+		panel := dst[out/Lanes*depth*Lanes+out%Lanes:]
+		for y := range s.Kernel {
+			for r := range s.run {
+				v := float32(0)
+				if out < s.OutC {
+					v = weights[s.weight(out, y, r)]
+				}
+				panel[(y*s.run+r)*Lanes] = v
+			}
+		}
+	}
+}
+
+// PackBackward lays weights out for InputGradient: for each row of the window
+// panels of 16 floats of it, in each the output channels in order.
+func (s *Conv) PackBackward(dst, weights []float32) {
+	if len(dst) < s.BackwardLen() || len(weights) != s.OutC*s.Kernel*s.run {
+		panic("kernel: convolution weights have the wrong length")
+	}
+	for y := range s.Kernel {
+		for r := range s.panels * Lanes {
+			panel := dst[(y*s.panels+r/Lanes)*s.OutC*Lanes+r%Lanes:]
+			for out := range s.OutC {
+				v := float32(0)
+				if r < s.run {
+					v = weights[s.weight(out, y, r)]
+				}
+				panel[out*Lanes] = v
+			}
+		}
+	}
+}
+
+// UnpackWeights writes what WeightsGradient summed in OutC x InC x Kernel x
+// Kernel order.
+func (s *Conv) UnpackWeights(dst, packed []float32) {
+	if len(packed) < s.WeightsLen() || len(dst) != s.OutC*s.Kernel*s.run {
+		panic("kernel: convolution weights have the wrong length")
+	}
+	for y := range s.Kernel {
+		for r := range s.run {
+			row := packed[(y*s.rowTiles*tileRows+r)*s.OutLanes:]
+			for out := range s.OutC {
+				dst[s.weight(out, y, r)] = row[out]
+			}
+		}
+	}
+}
+
+// Forward writes the convolution of one image, plus bias: OutLanes floats,
+// zero beyond OutC.
+func (s *Conv) Forward(out, in, packed, bias []float32) {
+	if len(out) < s.OutLen() || len(in) < s.InLen() || len(packed) < s.ForwardLen() || len(bias) < s.OutLanes {
+		panic("kernel: convolution operands have the wrong length")
+	}
+	depth := s.Kernel * s.run
+	// As many rows of the window at once as let a panel of weights stay in the
+	// first-level cache.
+	rows := min(max(1, 320/s.run), s.Kernel)
+	for n := 0; n < s.OutLanes; n += Lanes {
+		panel := packed[n*depth:][:depth*Lanes]
+		for y := 0; y < s.Kernel; y += rows {
+			count := min(rows, s.Kernel-y)
+			b := panel[y*s.run*Lanes:]
+			init := (*[Lanes]float32)(bias[n:])
+			if y > 0 {
+				init = &zeros
+			}
+			src := in[y*s.PaddedW*s.InC:]
+			var coff offsets
+			for i := range coff {
+				coff[i] = n + i*s.OutLanes
+			}
+			for t := range s.windows {
+				rowTile(out, &coff, src, &s.windows[t], count, s.run, s.PaddedW*s.InC, b, init, y > 0)
+				for i := range coff {
+					coff[i] += tileRows * s.OutLanes
+				}
+			}
+		}
+	}
+}
+
+// WeightsGradient adds the gradient of the weights from one image to packed.
+func (s *Conv) WeightsGradient(packed, in, dout []float32) {
+	if len(packed) < s.WeightsLen() || len(in) < s.InLen() || len(dout) < s.OutLen() {
+		panic("kernel: convolution operands have the wrong length")
+	}
+	line := s.PaddedW * s.InC
+	for n := 0; n < s.OutLanes; n += Lanes {
+		for y := range s.Kernel {
+			for t := range s.rowTiles {
+				c := packed[(y*s.rowTiles+t)*tileRows*s.OutLanes+n:]
+				colTile(c, s.OutLanes, in[y*line+t*tileRows:], s.OutH, s.OutW, line*s.Stride, s.Stride*s.InC, dout[n:], s.OutLanes, true)
+			}
+		}
+	}
+}
+
+// InputGradient adds the gradient of one padded input image to din.
+func (s *Conv) InputGradient(din, dout, packed []float32) {
+	if len(din) < s.InLen() || len(dout) < s.OutLen() || len(packed) < s.BackwardLen() {
+		panic("kernel: convolution operands have the wrong length")
+	}
+	line := s.PaddedW * s.InC
+	end := s.PaddedH * line
+	for y := range s.Kernel {
+		for n := range s.panels {
+			b := packed[(y*s.panels+n)*s.OutC*Lanes:]
+			at := y*line + n*Lanes
+			for t := range s.columnIn {
+				coff := s.columnIn[t]
+				for i := range coff {
+					if coff[i] < 0 {
+						coff[i] = end
+					} else {
+						coff[i] += at
+					}
+				}
+				rowTile(din, &coff, dout, &s.columnOut[t], 1, s.OutC, 0, b, &zeros, true)
+			}
+		}
+	}
+}
