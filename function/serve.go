@@ -10,18 +10,33 @@ import (
 	"time"
 )
 
-// Serve answers the Invoke API on address until ctx ends, and then returns nil once the answers under way are written
-// or cut off after five seconds. The platform stays open. Listening on anything but a loopback address lets whoever
-// reaches it run the function, and has to be allowed by public. Ready, if not nil, is told the address.
-func Serve(ctx context.Context, p *Platform, address string, public bool, ready func(net.Addr)) error {
-	listener, err := net.Listen("tcp", address)
+// ServeConfig says where to serve the Invoke API.
+type ServeConfig struct {
+	Listen string         // host:port; empty: 127.0.0.1:0
+	Public bool           // allow an address that other machines reach: whoever reaches it may run the function
+	Ready  func(net.Addr) // is told the address before the first call is answered; nil: nobody is
+}
+
+// Serve makes a platform of c and answers the Invoke API for it until ctx ends. Then it lets calls under way end, for at
+// most five seconds, closes the platform and returns nil.
+func Serve(ctx context.Context, c Config, s ServeConfig) error {
+	if s.Listen == "" {
+		s.Listen = "127.0.0.1:0"
+	}
+	p, err := New(c)
 	if err != nil {
-		return fmt.Errorf("serving the Invoke API on %q: %w: choose a free address such as 127.0.0.1:0", address, err)
+		return err
 	}
-	if at, err := netip.ParseAddrPort(listener.Addr().String()); !public && (err != nil || !at.Addr().Unmap().IsLoopback()) {
+	defer p.Close()
+	listener, err := net.Listen("tcp", s.Listen)
+	if err != nil {
+		return fmt.Errorf("serving the Invoke API on %q: %w: choose a free address such as 127.0.0.1:0", s.Listen, err)
+	}
+	if at, err := netip.ParseAddrPort(listener.Addr().String()); !s.Public && (err != nil || !at.Addr().Unmap().IsLoopback()) {
 		listener.Close()
-		return fmt.Errorf("serving the Invoke API on %q: it is not a loopback address, and whoever reaches it could run the function: use 127.0.0.1, or allow it", address)
+		return fmt.Errorf("serving the Invoke API on %q: whoever reaches that address could run the function: listen on 127.0.0.1", s.Listen)
 	}
+	p.log.Info("serving the Invoke API", "endpoint", "http://"+listener.Addr().String())
 	server := &http.Server{
 		Handler:           p.InvokeHandler(),
 		ReadHeaderTimeout: 10 * time.Second,
@@ -30,8 +45,8 @@ func Serve(ctx context.Context, p *Platform, address string, public bool, ready 
 		IdleTimeout:       2 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 	}
-	if ready != nil {
-		ready(listener.Addr())
+	if s.Ready != nil {
+		s.Ready(listener.Addr())
 	}
 	served := make(chan error, 1)
 	go func() { served <- server.Serve(listener) }()

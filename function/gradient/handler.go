@@ -1,0 +1,358 @@
+// Package gradient is the function that SPIRT's peers invoke: it computes the gradient of one minibatch, or evaluates a
+// model. It keeps no state that matters: what it needs it reads from its peer's tensor database, and its gradient goes
+// into the sum there.
+//
+// [Main] is a whole program for the Lambda Runtime API. [Handler] is the same without the runtime; give it an [Event].
+//
+// What an instance keeps while it is warm only saves time: the connection, the parameters by key and version, the model
+// with its memory. A gradient may be pushed twice, by an instance that is killed after its push and by its retry: the
+// database counts each minibatch once.
+//
+// Limits: images and labels are uint8, the batch is at most [MaxRows], one invocation at a time.
+package gradient
+
+import (
+	"context"
+	"errors"
+	"math"
+	"os"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spirt-ml/spirt/nn"
+	"github.com/spirt-ml/spirt/resp"
+	"github.com/spirt-ml/spirt/tensor"
+)
+
+// chunk is how many rows an evaluation takes at a time. It is the same always, so that a loss does not depend on what an
+// instance did before.
+const chunk = 64
+
+// dialTimeout bounds connecting to the database; it is on this machine or next to it.
+const dialTimeout = 5 * time.Second
+
+// Config says how a Handler reaches its database.
+type Config struct {
+	Token    string // for AUTH; empty: none
+	MemoryMB int    // a model and minibatch that need more are refused; 0: not limited
+}
+
+// Handler computes. It is not safe for concurrent use.
+type Handler struct {
+	config Config
+
+	at   Database // of conn and of what was read
+	conn *resp.Conn
+
+	model     *nn.Model
+	spec      nn.Spec // of model
+	workspace *nn.Workspace
+	batch     int        // of workspace
+	held      Parameters // what params has; version 0: nothing
+	params    []float32
+	gradient  []float32
+	x         []float32
+	labels    []int32
+	pixels    [256]float32 // what each byte means
+	scale     float32      // of pixels
+	offset    float32
+	args      []any
+}
+
+// NewHandler makes a Handler. It does nothing yet, so that an instance starts fast.
+func NewHandler(c Config) *Handler { return &Handler{config: c} }
+
+// Close closes the connection.
+func (h *Handler) Close() error {
+	if h.conn == nil {
+		return nil
+	}
+	conn := h.conn
+	h.conn = nil
+	return conn.Close()
+}
+
+// Invoke runs an event. Its errors are of type *[Error].
+func (h *Handler) Invoke(ctx context.Context, e Event) (Result, error) {
+	if err := e.validate(); err != nil {
+		return Result{}, err
+	}
+	run := &run{h: h, e: e}
+	if err := h.prepare(e); err != nil {
+		return Result{}, err
+	}
+	start := time.Now()
+	if err := run.readParameters(ctx); err != nil {
+		return Result{}, err
+	}
+	run.result.Seconds.Read += time.Since(start).Seconds()
+	var err error
+	if e.Task == TaskGradient {
+		err = run.computeGradient(ctx)
+	} else {
+		err = run.evaluate(ctx)
+	}
+	if err != nil {
+		return Result{}, err
+	}
+	if loss := run.result.Loss; math.IsNaN(loss) || math.IsInf(loss, 0) {
+		return Result{}, fail(NotFinite, "the loss of minibatch %d is %g", e.Minibatch, loss)
+	}
+	return run.result, nil
+}
+
+// prepare has the model and the memory for an event ready.
+func (h *Handler) prepare(e Event) error {
+	if h.model == nil || !reflect.DeepEqual(h.spec, e.Model) {
+		model, err := nn.New(e.Model)
+		if err != nil {
+			return bad("%v", err)
+		}
+		h.model, h.spec = model, e.Model
+		h.workspace, h.batch, h.held = nil, 0, Parameters{}
+		h.params, h.gradient, h.x, h.labels = nil, nil, nil, nil
+	}
+	batch := chunk
+	if e.Task == TaskGradient {
+		batch = len(e.Rows)
+	}
+	n, in := h.model.NumParams(), h.model.InputLen()
+	if batch > h.batch {
+		need := h.model.WorkspaceSize(batch) + 4*(2*int64(n)+int64(batch)*int64(in))
+		if limit := int64(h.config.MemoryMB) << 20; limit > 0 && need > limit {
+			return bad("model %q with a minibatch of %d needs %d MB, the function has %d: take a smaller minibatch or more memory",
+				e.Model.Name, batch, need>>20+1, h.config.MemoryMB)
+		}
+		h.workspace, h.x = nil, nil // may be collected before their successors are made
+		h.workspace = h.model.NewWorkspace(batch)
+		h.x = make([]float32, batch*in)
+		h.labels = make([]int32, batch)
+		h.batch = batch
+	}
+	if h.params == nil {
+		h.params = make([]float32, n)
+	}
+	if h.gradient == nil && e.Task == TaskGradient {
+		h.gradient = make([]float32, n)
+	}
+	if h.scale != e.Scale || h.offset != e.Offset {
+		for b := range h.pixels {
+			h.pixels[b] = float32(float32(b)*e.Scale) + e.Offset
+		}
+		h.scale, h.offset = e.Scale, e.Offset
+	}
+	return nil
+}
+
+// run is one event under way.
+type run struct {
+	h      *Handler
+	e      Event
+	result Result
+	redone bool // the connection broke once
+}
+
+// readParameters has the parameters of the event in h.params.
+func (r *run) readParameters(ctx context.Context) error {
+	h, want := r.h, r.e.Parameters
+	if h.at != r.e.Database {
+		h.Close()
+		h.at, h.held = r.e.Database, Parameters{}
+	}
+	if h.held.Key != want.Key {
+		h.held = Parameters{}
+	} else if want.Version != 0 && h.held.Version == want.Version {
+		return nil
+	}
+	held := h.held
+	h.held = Parameters{} // the reply is read into h.params
+	args := append(h.args[:0], "TENSOR.GET", want.Key)
+	if held.Version != 0 {
+		args = append(args, "IFNOT", strconv.FormatUint(held.Version, 10))
+	}
+	reply, err := r.do(ctx, tensor.Bytes(h.params), args)
+	if err != nil {
+		return err
+	}
+	if reply.Kind == resp.Nil && held.Version != 0 && want.Version == 0 {
+		h.held = held
+		return nil
+	}
+	if reply.Kind == resp.Nil {
+		if held.Version == 0 {
+			return fail(DatabaseFailed, "no answer to TENSOR.GET %q", want.Key)
+		}
+		h.held = held
+		return fail(Stale, "parameters %q are at version %d, wanted %d", want.Key, held.Version, want.Version)
+	}
+	if reply.Kind != resp.Array || len(reply.Elems) != 4 || reply.Elems[1].Kind != resp.Array || reply.Elems[2].Kind != resp.Int || reply.Elems[3].Kind != resp.Bulk {
+		return fail(DatabaseFailed, "the answer to TENSOR.GET %q is not a tensor", want.Key)
+	}
+	dtype, dims, version, data := string(reply.Elems[0].Bytes), reply.Elems[1].Elems, uint64(reply.Elems[2].Int), reply.Elems[3].Bytes
+	if dtype != "float32" || len(dims) != 1 || len(data) != 4*len(h.params) {
+		return bad("parameters %q are %s with %d dimensions and %d bytes, but model %q has %d float32 parameters in 1 dimension",
+			want.Key, dtype, len(dims), len(data), r.e.Model.Name, len(h.params))
+	}
+	if want.Version != 0 && version != want.Version {
+		return fail(Stale, "parameters %q are at version %d, wanted %d", want.Key, version, want.Version)
+	}
+	h.held = Parameters{Key: want.Key, Version: version}
+	return nil
+}
+
+// readSamples has the given rows in h.x and h.labels.
+func (r *run) readSamples(ctx context.Context, rows []int) error {
+	start := time.Now()
+	h, in := r.h, r.h.model.InputLen()
+	labels, err := r.rows(ctx, r.e.Labels, rows)
+	if err != nil {
+		return err
+	}
+	if len(labels) != len(rows) {
+		return bad("labels %q have %d bytes a row, want 1", r.e.Labels, len(labels)/len(rows))
+	}
+	for i, label := range labels {
+		if int(label) >= r.e.Model.Classes {
+			return bad("labels %q: row %d is %d, but model %q has %d classes", r.e.Labels, rows[i], label, r.e.Model.Name, r.e.Model.Classes)
+		}
+		h.labels[i] = int32(label)
+	}
+	images, err := r.rows(ctx, r.e.Images, rows) // the memory of labels is used again
+	if err != nil {
+		return err
+	}
+	if len(images) != len(rows)*in {
+		return bad("images %q have %d bytes a row, but model %q takes %d", r.e.Images, len(images)/len(rows), r.e.Model.Name, in)
+	}
+	read := time.Now()
+	r.result.Seconds.Read += read.Sub(start).Seconds()
+	x := h.x[:len(images)]
+	for i, b := range images {
+		x[i] = h.pixels[b]
+	}
+	r.result.Seconds.Compute += time.Since(read).Seconds()
+	return nil
+}
+
+// rows reads rows of a uint8 tensor, into memory that the next command uses again.
+func (r *run) rows(ctx context.Context, key string, rows []int) ([]byte, error) {
+	args := append(r.h.args[:0], "TENSOR.ROWS", key)
+	for _, row := range rows {
+		args = append(args, row)
+	}
+	r.h.args = args
+	reply, err := r.do(ctx, nil, args)
+	if err != nil {
+		return nil, err
+	}
+	if reply.Kind != resp.Bulk {
+		return nil, fail(DatabaseFailed, "the answer to TENSOR.ROWS %q is not a string", key)
+	}
+	return reply.Bytes, nil
+}
+
+func (r *run) computeGradient(ctx context.Context) error {
+	h, n := r.h, len(r.e.Rows)
+	if err := r.readSamples(ctx, r.e.Rows); err != nil {
+		return err
+	}
+	start := time.Now()
+	in := h.model.InputLen()
+	r.result.Loss, r.result.Correct = h.model.Gradient(h.gradient, h.params, h.x[:n*in], h.labels[:n], h.workspace)
+	r.result.Samples = n
+	computed := time.Now()
+	r.result.Seconds.Compute += computed.Sub(start).Seconds()
+
+	args := append(h.args[:0], "TENSOR.ACCUMULATE", r.e.Accumulate, r.e.Minibatch, tensor.Bytes(h.gradient))
+	reply, err := r.do(ctx, nil, args)
+	if err != nil {
+		return err
+	}
+	r.result.Seconds.Write = time.Since(computed).Seconds()
+	switch status := string(reply.Bytes); status {
+	case "COUNTED", "BUFFERED", "DUPLICATE":
+		r.result.Status = strings.ToLower(status)
+	default:
+		return fail(DatabaseFailed, "the answer to TENSOR.ACCUMULATE is %.40q", status)
+	}
+	return nil
+}
+
+func (r *run) evaluate(ctx context.Context) error {
+	h, in := r.h, r.h.model.InputLen()
+	sum := 0.0
+	for rows := r.e.Rows; len(rows) > 0; {
+		n := min(len(rows), chunk)
+		if err := r.readSamples(ctx, rows[:n]); err != nil {
+			return err
+		}
+		start := time.Now()
+		loss, correct := h.model.Evaluate(h.params, h.x[:n*in], h.labels[:n], h.workspace)
+		sum += loss
+		r.result.Correct += correct
+		r.result.Samples += n
+		r.result.Seconds.Compute += time.Since(start).Seconds()
+		rows = rows[n:]
+	}
+	r.result.Loss = sum / float64(r.result.Samples)
+	return nil
+}
+
+// do sends a command; where the connection is or becomes broken, once again on a new one. All commands used here may be
+// repeated.
+func (r *run) do(ctx context.Context, dst []byte, args []any) (resp.Reply, error) {
+	h := r.h
+	for {
+		if h.conn == nil {
+			conn, err := resp.Dial(ctx, h.at.Network, h.at.Address, resp.DialOptions{
+				Token: h.config.Token, Timeout: dialTimeout, Limits: resp.Limits{MaxBulk: 4 * nn.MaxParams},
+			})
+			if err != nil {
+				return resp.Reply{}, r.classify(err)
+			}
+			h.conn = conn
+		}
+		reply, err := h.conn.DoInto(ctx, dst, args...)
+		var refused *resp.Error
+		if err == nil || errors.As(err, &refused) {
+			return reply, r.classify(err)
+		}
+		h.Close()
+		if ctx.Err() != nil || r.redone {
+			return resp.Reply{}, r.classify(err)
+		}
+		r.redone = true
+	}
+}
+
+// classify gives an error of the database the type that tells the platform whether to try again.
+func (r *run) classify(err error) error {
+	if err == nil {
+		return nil
+	}
+	var refused *resp.Error
+	if !errors.As(err, &refused) {
+		return fail(DatabaseUnavailable, "database at %s: %v", r.e.Database.Address, err)
+	}
+	switch refused.Code {
+	case "NOTFINITE":
+		return fail(NotFinite, "minibatch %d: %v", r.e.Minibatch, err)
+	case "NOAUTH", "WRONGPASS", "NOPERM", "NOPROTO", "NOKEY", "OUTOFRANGE", "TOOLARGE", "WRONGTYPE":
+		return fail(Refused, "minibatch %d: %v", r.e.Minibatch, err)
+	}
+	return fail(DatabaseFailed, "minibatch %d: %v", r.e.Minibatch, err)
+}
+
+// tokenVariable holds the database token of an instance.
+const tokenVariable = "SPIRT_DB_TOKEN"
+
+// configFromEnv reads the Config of an instance.
+func configFromEnv() Config {
+	memory, err := strconv.Atoi(os.Getenv("AWS_LAMBDA_FUNCTION_MEMORY_SIZE"))
+	if err != nil || memory < 0 {
+		memory = 0 // not on a platform that limits it
+	}
+	return Config{Token: os.Getenv(tokenVariable), MemoryMB: memory}
+}
