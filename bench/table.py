@@ -57,7 +57,8 @@ def main(folder):
 
     steps, theirs = go_metrics(folder / "steps-spirt.txt"), {}
     for r in json_lines(folder / "steps-pytorch.jsonl"):
-        theirs.setdefault(r["model"], []).append(r["ms_per_step"])
+        for model in ("lenet5", "cnn"):
+            theirs.setdefault(model, []).append(r[model]["median_ms"])
     rounds, ddp = json_lines(folder / "rounds-spirt.jsonl"), json_lines(folder / "rounds-pytorch.jsonl")
     rows = []
     for what, bench, model, bound in [("LeNet-5 step", "LeNet5Step", "lenet5", 1.0), ("CNN step", "CNNStep", "cnn", 2.0)]:
