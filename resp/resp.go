@@ -38,6 +38,9 @@ func (e *Error) Error() string {
 // cannot be used any more.
 var ErrProtocol = errors.New("protocol error")
 
+// ErrTooLarge is the ErrProtocol of something that exceeds a limit.
+var ErrTooLarge = fmt.Errorf("%w: too large", ErrProtocol)
+
 func protocolError(format string, args ...any) error {
 	return fmt.Errorf("%w: %s", ErrProtocol, fmt.Sprintf(format, args...))
 }
@@ -119,8 +122,11 @@ func (r *Reader) Bulk() (int, error) {
 
 func (r *Reader) bulkLen(digits []byte) (int, error) {
 	n, err := parseInt(digits)
-	if err != nil || n < 0 || n > r.limits.MaxBulk || n > math.MaxInt {
-		return 0, protocolError("a bulk string of %.32q bytes, at most %d are allowed", digits, r.limits.MaxBulk)
+	if err != nil || n < 0 {
+		return 0, protocolError("a bulk string of %.32q bytes", digits)
+	}
+	if n > r.limits.MaxBulk || n > math.MaxInt {
+		return 0, fmt.Errorf("%w: a bulk string of %d bytes, at most %d are allowed", ErrTooLarge, n, r.limits.MaxBulk)
 	}
 	return int(n), nil
 }

@@ -1,0 +1,464 @@
+package tensordb
+
+import (
+	"crypto/sha256"
+	"crypto/subtle"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/spirt-ml/spirt/resp"
+)
+
+// Access is what a token allows.
+type Access uint8
+
+// What a token can allow, each including the one before.
+const (
+	// ReadOnly allows the commands that change nothing.
+	ReadOnly Access = iota
+	// Function also allows TENSOR.ACCUMULATE.
+	Function
+	// All allows every command.
+	All
+)
+
+// Token lets whoever shows its secret use the keys that start with Prefix.
+type Token struct {
+	Secret string // an empty secret never matches
+	Prefix string // empty: all keys
+	Access Access
+}
+
+// ServerConfig says how a Server behaves.
+type ServerConfig struct {
+	// Tokens are who may connect. None: nobody.
+	Tokens []Token
+	// Logger receives refused and failed connections. Nil: nothing is logged.
+	Logger *slog.Logger
+	// MaxBulk bounds the bytes of one tensor in a command or a reply. Zero:
+	// 1 GiB.
+	MaxBulk int64
+	// MaxConns bounds the connections at one time. Zero: 1,024.
+	MaxConns int
+	// IdleTimeout closes a connection on which no command starts. Zero: 10
+	// minutes.
+	IdleTimeout time.Duration
+	// TransferTimeout closes a connection on which, in the middle of a command
+	// or a reply, no byte moves. Zero: 30 seconds.
+	TransferTimeout time.Duration
+}
+
+func (c ServerConfig) withDefaults() ServerConfig {
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	if c.MaxBulk <= 0 {
+		c.MaxBulk = 1 << 30
+	}
+	if c.MaxConns <= 0 {
+		c.MaxConns = 1024
+	}
+	if c.IdleTimeout <= 0 {
+		c.IdleTimeout = 10 * time.Minute
+	}
+	if c.TransferTimeout <= 0 {
+		c.TransferTimeout = 30 * time.Second
+	}
+	return c
+}
+
+// Server answers RESP commands on a DB.
+type Server struct {
+	db     *DB
+	config ServerConfig
+	hashes [][sha256.Size]byte // of the tokens' secrets
+
+	mu        sync.Mutex
+	listeners map[net.Listener]bool
+	conns     map[net.Conn]bool
+	closed    bool
+	done      chan struct{}
+	wg        sync.WaitGroup
+}
+
+// NewServer returns a server of db. Call Serve, and Close in the end; the
+// server does not close db.
+func NewServer(db *DB, config ServerConfig) *Server {
+	s := &Server{
+		db: db, config: config.withDefaults(),
+		listeners: make(map[net.Listener]bool), conns: make(map[net.Conn]bool), done: make(chan struct{}),
+	}
+	for _, t := range config.Tokens {
+		s.hashes = append(s.hashes, sha256.Sum256([]byte(t.Secret)))
+	}
+	return s
+}
+
+// Serve accepts connections until ln fails or Close is called, after which it
+// returns nil. It closes ln.
+func (s *Server) Serve(ln net.Listener) error {
+	s.mu.Lock()
+	if s.closed {
+		s.mu.Unlock()
+		ln.Close()
+		return nil
+	}
+	s.listeners[ln] = true
+	s.wg.Add(1)
+	s.mu.Unlock()
+	defer func() {
+		ln.Close()
+		s.mu.Lock()
+		delete(s.listeners, ln)
+		s.mu.Unlock()
+		s.wg.Done()
+	}()
+	for {
+		nc, err := ln.Accept()
+		if err != nil {
+			select {
+			case <-s.done:
+				return nil
+			default:
+			}
+			if errors.Is(err, net.ErrClosed) {
+				return fmt.Errorf("serving the tensor database: %w", err)
+			}
+			// Such as too many open files: others may close theirs.
+			s.config.Logger.Warn("the database cannot accept a connection", "error", err)
+			select {
+			case <-s.done:
+				return nil
+			case <-time.After(100 * time.Millisecond):
+			}
+			continue
+		}
+		s.start(nc)
+	}
+}
+
+// start serves nc in a goroutine of its own, which Close waits for.
+func (s *Server) start(nc net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case s.closed:
+		nc.Close()
+	case len(s.conns) >= s.config.MaxConns:
+		s.config.Logger.Warn("the database refuses a connection: too many", "limit", s.config.MaxConns)
+		// The few bytes fit the socket's empty buffer; a deadline is enough.
+		nc.SetWriteDeadline(time.Now().Add(time.Second))
+		nc.Write(resp.AppendError(nil, "ERR", "too many connections"))
+		nc.Close()
+	default:
+		s.conns[nc] = true
+		s.wg.Add(1)
+		go func() {
+			defer s.wg.Done()
+			s.serve(nc)
+			s.mu.Lock()
+			delete(s.conns, nc)
+			s.mu.Unlock()
+		}()
+	}
+}
+
+// Close stops accepting, cuts all connections and waits for their goroutines.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	if !s.closed {
+		s.closed = true
+		close(s.done)
+	}
+	for ln := range s.listeners {
+		ln.Close()
+	}
+	for nc := range s.conns {
+		nc.Close()
+	}
+	s.mu.Unlock()
+	s.wg.Wait()
+	return nil
+}
+
+// authenticate returns the token with this secret. It takes the same time
+// whichever it is, or if it is none.
+func (s *Server) authenticate(secret []byte) *Token {
+	hash := sha256.Sum256(secret)
+	found := -1
+	for i := range s.hashes {
+		equal := subtle.ConstantTimeCompare(hash[:], s.hashes[i][:])
+		found = subtle.ConstantTimeSelect(equal, i, found)
+	}
+	if found < 0 || len(secret) == 0 {
+		return nil
+	}
+	return &s.config.Tokens[found]
+}
+
+// timedConn sets the deadline anew before each read and write, so that what
+// counts is whether bytes move.
+type timedConn struct {
+	net.Conn
+	readTimeout, writeTimeout time.Duration
+}
+
+func (c *timedConn) Read(p []byte) (int, error) {
+	if err := c.Conn.SetReadDeadline(time.Now().Add(c.readTimeout)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Read(p)
+}
+
+func (c *timedConn) Write(p []byte) (int, error) {
+	if err := c.Conn.SetWriteDeadline(time.Now().Add(c.writeTimeout)); err != nil {
+		return 0, err
+	}
+	return c.Conn.Write(p)
+}
+
+// Bounds of what is not a tensor's bytes.
+const (
+	maxArg        = 4 << 10 // one argument
+	maxArgs       = 1 << 16 // arguments of a command
+	maxArgBytes   = 4 << 20 // all of them
+	maxAuthErrors = 4       // wrong tokens on one connection
+	flushAt       = 64 << 10
+	pieceSize     = 1 << 20 // of a reply, to be written in one TransferTimeout
+)
+
+// strangerLimits bound what is read before a token is shown.
+var strangerLimits = resp.Limits{MaxArgs: 16, MaxBulk: maxArg}
+
+// conn is one connection.
+type conn struct {
+	server *Server
+	db     *DB
+	nc     timedConn
+	r      *resp.Reader
+	token  *Token // nil: not authenticated
+
+	out        []byte   // replies not written yet
+	spec       *command // being answered
+	text       []byte   // memory of args
+	ends       []int
+	args       [][]byte // of the command, without those not read yet
+	unread     int      // arguments of the command still in the stream
+	rows       []byte   // memory of TENSOR.ROWS
+	indices    []int
+	authErrors int
+	quit       bool
+}
+
+func (s *Server) serve(nc net.Conn) {
+	c := &conn{server: s, db: s.db}
+	c.nc = timedConn{nc, s.config.IdleTimeout, s.config.TransferTimeout}
+	c.r = resp.NewReader(&c.nc, strangerLimits)
+	defer nc.Close()
+	defer func() {
+		// A fault in one command must not take the peer along.
+		if p := recover(); p != nil {
+			s.config.Logger.Error("a database command failed badly", "panic", p, "stack", string(debug.Stack()))
+		}
+	}()
+	err := c.loop()
+	if errors.Is(err, resp.ErrProtocol) {
+		code := "ERR"
+		if errors.Is(err, resp.ErrTooLarge) {
+			code = "TOOLARGE"
+		}
+		c.out = resp.AppendError(c.out, code, err.Error())
+		s.config.Logger.Warn("the database closes a connection", "error", err)
+	}
+	if c.flush() == nil && (err == nil || errors.Is(err, resp.ErrProtocol)) {
+		c.linger()
+	}
+}
+
+// linger lets the other side read the last reply: closing a connection with
+// unread bytes may destroy what was sent.
+func (c *conn) linger() {
+	half, ok := c.nc.Conn.(interface{ CloseWrite() error })
+	if !ok || half.CloseWrite() != nil {
+		return
+	}
+	c.nc.Conn.SetReadDeadline(time.Now().Add(time.Second))
+	io.Copy(io.Discard, io.LimitReader(c.nc.Conn, pieceSize))
+}
+
+// loop answers commands until the connection ends. It returns nil after QUIT.
+func (c *conn) loop() error {
+	for !c.quit {
+		if c.r.Buffered() == 0 || len(c.out) >= flushAt {
+			if err := c.flush(); err != nil {
+				return err
+			}
+		}
+		c.nc.readTimeout = c.server.config.IdleTimeout
+		if err := c.r.Wait(); err != nil {
+			return err
+		}
+		c.nc.readTimeout = c.server.config.TransferTimeout
+		if err := c.command(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// command reads and answers one command. An error ends the connection.
+func (c *conn) command() error {
+	n, err := c.r.Command()
+	if err != nil {
+		return err
+	}
+	c.args, c.ends, c.text, c.unread = c.args[:0], c.ends[:0], c.text[:0], n
+	if err := c.readArg(); err != nil {
+		return err
+	}
+	if err := c.answer(n); err != nil {
+		var refused *resp.Error
+		if !errors.As(err, &refused) {
+			return err
+		}
+		c.out = resp.AppendError(c.out, refused.Code, refused.Message)
+	}
+	for c.unread > 0 {
+		if err := c.skipArg(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// answer finds the command of n arguments, reads those that are not a
+// tensor's bytes, checks that the token allows it, and runs it. A *resp.Error
+// is the reply; another error ends the connection.
+func (c *conn) answer(n int) error {
+	c.args = append(c.args, c.text)
+	name, spec := findCommand(c.args[0])
+	if c.token == nil && (spec == nil || !spec.stranger) {
+		return refuse("NOAUTH", "send AUTH with the token first")
+	}
+	if spec == nil {
+		return refuse("ERR", "unknown command %.32q", name)
+	}
+	if n < spec.min || spec.max > 0 && n > spec.max {
+		return refuse("ERR", "wrong number of arguments for %s: use %s", name, spec.usage)
+	}
+	keep := 0
+	if spec.payload {
+		keep = 1
+	}
+	for c.unread > keep {
+		if err := c.readArg(); err != nil {
+			return err
+		}
+	}
+	c.args = c.args[:0]
+	at := 0
+	for _, end := range c.ends {
+		c.args = append(c.args, c.text[at:end])
+		at = end
+	}
+	if c.token != nil {
+		if c.token.Access < spec.access {
+			return refuse("NOPERM", "this token may not use %s", name)
+		}
+		if err := c.checkKeys(spec); err != nil {
+			return err
+		}
+	}
+	c.spec = spec
+	err := spec.run(c, c.args[1:])
+	if code := errorCode(err); code != "" {
+		return &resp.Error{Code: code, Message: err.Error()}
+	}
+	return err
+}
+
+func refuse(code, format string, args ...any) error {
+	return &resp.Error{Code: code, Message: fmt.Sprintf(format, args...)}
+}
+
+// errorCode returns the code word for an error of the database, empty for
+// another error.
+func errorCode(err error) string {
+	for _, e := range []struct {
+		is   error
+		code string
+	}{
+		{ErrNoKey, "NOKEY"}, {ErrNotFinite, "NOTFINITE"}, {ErrOutOfRange, "OUTOFRANGE"}, {ErrWrongType, "WRONGTYPE"},
+		{ErrIncomplete, "INCOMPLETE"}, {ErrMemory, "OOM"}, {ErrClosed, "ERR"},
+	} {
+		if errors.Is(err, e.is) {
+			return e.code
+		}
+	}
+	return ""
+}
+
+// readArg reads one argument into the memory of arguments.
+func (c *conn) readArg() error {
+	size, err := c.r.Bulk()
+	if err != nil {
+		return err
+	}
+	if size > maxArg || len(c.text)+size > maxArgBytes {
+		return fmt.Errorf("%w: argument %d has %d bytes, at most %d are allowed, and %d in all", resp.ErrTooLarge, len(c.ends), size, maxArg, maxArgBytes)
+	}
+	start := len(c.text)
+	c.text = append(c.text, make([]byte, size)...)
+	if err := c.r.ReadFull(c.text[start:]); err != nil {
+		return err
+	}
+	c.ends = append(c.ends, len(c.text))
+	c.unread--
+	return c.r.EndBulk()
+}
+
+// skipArg reads over one argument, such as the bytes of a refused tensor.
+func (c *conn) skipArg() error {
+	size, err := c.r.Bulk()
+	if err != nil {
+		return err
+	}
+	if err := c.r.Discard(size); err != nil {
+		return err
+	}
+	c.unread--
+	return c.r.EndBulk()
+}
+
+func (c *conn) flush() error { return c.flushWith(nil) }
+
+// flushWith writes the replies and then data, which is not copied, in pieces
+// that each may take the TransferTimeout.
+func (c *conn) flushWith(data []byte) error {
+	piece := data[:min(len(data), pieceSize)]
+	if len(c.out) > 0 {
+		buffers := net.Buffers{c.out, piece}
+		if err := c.nc.SetWriteDeadline(time.Now().Add(c.nc.writeTimeout)); err != nil {
+			return err
+		}
+		if _, err := buffers.WriteTo(c.nc.Conn); err != nil {
+			return err
+		}
+		c.out = c.out[:0]
+		data = data[len(piece):]
+	}
+	for len(data) > 0 {
+		piece := data[:min(len(data), pieceSize)]
+		if _, err := c.nc.Write(piece); err != nil {
+			return err
+		}
+		data = data[len(piece):]
+	}
+	return nil
+}
