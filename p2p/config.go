@@ -1,0 +1,198 @@
+package p2p
+
+import (
+	"bytes"
+	"crypto/ed25519"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/spirt-ml/spirt/internal/treehash"
+)
+
+const (
+	// MaxMembers bounds a roster.
+	MaxMembers = 1024
+
+	defaultHeartbeat = 250 * time.Millisecond
+	// missedHeartbeats in a row make a connected member count as gone.
+	missedHeartbeats = 8
+)
+
+// Config says who this peer is, whom it talks to and what it serves.
+type Config struct {
+	// Key is this peer's identity. Its public half must be among Members.
+	Key ed25519.PrivateKey
+	// Listen holds multiaddresses or host:port; port 0 takes a free one. Empty:
+	// the peer dials and is not dialled.
+	Listen []string
+	// Members are the identities of the roster, at most MaxMembers, in the
+	// order that member indices count in.
+	Members []ed25519.PublicKey
+	// Job binds connections to one job: members of different jobs do not talk,
+	// also where their keys are the same.
+	Job [32]byte
+	// Check decodes and verifies one signed message. It must say the same for
+	// the same bytes on every peer, since a member that passes on what Check
+	// rejects is disconnected. It is called by several goroutines at once and
+	// must not keep data.
+	Check func(data []byte) (Meta, error)
+	// Bodies is what this peer serves to others. Nil serves nothing.
+	Bodies Bodies
+	// Heartbeat is the interval at which members hear from each other; the
+	// same for all members of a job. A member silent for eight intervals is
+	// disconnected. Zero: 250 ms.
+	Heartbeat time.Duration
+	// Logger gets what happens to connections. Nil: nobody does.
+	Logger *slog.Logger
+	// Limits bound memory and time. Every zero field takes its default.
+	Limits Limits
+}
+
+// Meta is what Check finds in a signed message.
+type Meta struct {
+	ID   [32]byte // names the message; equal for equal messages only
+	From int      // the member that signed it
+	Slot uint64   // Forget drops messages by it
+}
+
+// Bodies finds bodies by hash.
+type Bodies interface {
+	// Body returns the bytes that hash to h, or ok false if they are not here.
+	// They must not change until release is called, once, by the caller. It is
+	// called by several goroutines at once.
+	Body(h treehash.Hash) (data []byte, release func(), ok bool)
+}
+
+// Limits bound what others can make this peer hold. The zero value is the
+// default.
+type Limits struct {
+	// MessageSize is the largest message in bytes. Zero: 64 KiB; at most 16 MiB.
+	MessageSize int
+	// BodySize is the largest body in bytes, fetched or served. Zero: 1 GiB.
+	BodySize int64
+	// KeptMessages is the number of messages kept of each member for those
+	// that connect later. Zero: 256. Those with the highest slots stay.
+	KeptMessages int
+	// KeptBytes is their total size for each member. Zero: 1 MiB, or four
+	// times MessageSize if that is more.
+	KeptBytes int
+	// Queue is the number of frames that wait for one member to read them; one
+	// more and it is disconnected. Zero: 4096.
+	Queue int
+	// Events is the number of events that wait to be read; beyond it members
+	// are no longer read from. Zero: 1024.
+	Events int
+	// BodyStreams is the number of streams on which one member may fetch bodies
+	// from this peer at once. Zero: 16, or twice the members if that is more.
+	BodyStreams int
+	// Serves is the number of requests for bodies answered at once. Zero: 16.
+	Serves int
+	// Sources is the number of members that one large body is fetched from at
+	// once. Zero: 3.
+	Sources int
+	// Chunk is the time in which one chunk or manifest must be read or
+	// written. Zero: 15 s.
+	Chunk time.Duration
+	// Fetch is how long a Fetch takes at most whose context has no deadline.
+	// Zero: 1 min.
+	Fetch time.Duration
+	// Bad is the number of messages that fail Check, or of false chunks and
+	// manifests, after which a member is disconnected. Zero: 8.
+	Bad int
+	// Penalty is how long it is refused then. Zero: 1 min.
+	Penalty time.Duration
+}
+
+const (
+	maxMessageSize = 16 << 20
+	maxBodySize    = 1 << 40 // the chunk index on the wire has 32 bits
+)
+
+func orDefault[T int | int64 | time.Duration](v *T, d T) {
+	if *v == 0 {
+		*v = d
+	}
+}
+
+// withDefaults returns the limits in force for a roster of n members.
+func (l Limits) withDefaults(n int) (Limits, error) {
+	for _, f := range []struct {
+		name string
+		v    int64
+	}{
+		{"MessageSize", int64(l.MessageSize)}, {"BodySize", l.BodySize}, {"KeptMessages", int64(l.KeptMessages)},
+		{"KeptBytes", int64(l.KeptBytes)}, {"Queue", int64(l.Queue)}, {"Events", int64(l.Events)},
+		{"BodyStreams", int64(l.BodyStreams)}, {"Serves", int64(l.Serves)}, {"Sources", int64(l.Sources)},
+		{"Chunk", int64(l.Chunk)}, {"Fetch", int64(l.Fetch)}, {"Bad", int64(l.Bad)}, {"Penalty", int64(l.Penalty)},
+	} {
+		if f.v < 0 {
+			return l, fmt.Errorf("limit %s is negative (%d): leave it zero for the default", f.name, f.v)
+		}
+	}
+	if l.MessageSize > maxMessageSize {
+		return l, fmt.Errorf("limit MessageSize is %d: at most %d", l.MessageSize, maxMessageSize)
+	}
+	if l.BodySize > maxBodySize {
+		return l, fmt.Errorf("limit BodySize is %d: at most %d", l.BodySize, int64(maxBodySize))
+	}
+	orDefault(&l.MessageSize, 64<<10)
+	orDefault(&l.BodySize, 1<<30)
+	orDefault(&l.KeptMessages, 256)
+	orDefault(&l.KeptBytes, max(1<<20, 4*l.MessageSize))
+	orDefault(&l.Queue, 4096)
+	orDefault(&l.Events, 1024)
+	orDefault(&l.BodyStreams, max(16, 2*n))
+	orDefault(&l.Serves, 16)
+	orDefault(&l.Sources, 3)
+	orDefault(&l.Chunk, 15*time.Second)
+	orDefault(&l.Fetch, time.Minute)
+	orDefault(&l.Bad, 8)
+	orDefault(&l.Penalty, time.Minute)
+	return l, nil
+}
+
+// validate returns c with its defaults filled in and this peer's index.
+func (c Config) validate() (Config, int, error) {
+	if len(c.Key) != ed25519.PrivateKeySize {
+		return c, 0, fmt.Errorf("an Ed25519 private key has %d bytes, not %d", ed25519.PrivateKeySize, len(c.Key))
+	}
+	if c.Check == nil {
+		return c, 0, errors.New("no Check: messages cannot be verified")
+	}
+	if len(c.Members) > MaxMembers {
+		return c, 0, fmt.Errorf("a roster of %d members: at most %d", len(c.Members), MaxMembers)
+	}
+	if c.Heartbeat < 0 || c.Heartbeat > time.Minute {
+		return c, 0, fmt.Errorf("heartbeat of %v: want at most one minute, or zero for %v", c.Heartbeat, defaultHeartbeat)
+	}
+	orDefault(&c.Heartbeat, defaultHeartbeat)
+	if c.Logger == nil {
+		c.Logger = slog.New(slog.DiscardHandler)
+	}
+	self, seen := -1, make(map[string]int, len(c.Members))
+	own := c.Key.Public().(ed25519.PublicKey)
+	for i, m := range c.Members {
+		if len(m) != ed25519.PublicKeySize {
+			return c, 0, fmt.Errorf("member %d: an Ed25519 public key has %d bytes, not %d", i, ed25519.PublicKeySize, len(m))
+		}
+		if j, ok := seen[string(m)]; ok {
+			return c, 0, fmt.Errorf("members %d and %d have one key", j, i)
+		}
+		seen[string(m)] = i
+		if bytes.Equal(m, own) {
+			self = i
+		}
+	}
+	if self < 0 {
+		id, err := ID(own)
+		if err != nil {
+			return c, 0, err
+		}
+		return c, 0, fmt.Errorf("this peer, %s, is not among the %d members: add it to the roster or use a member's key", id, len(c.Members))
+	}
+	var err error
+	c.Limits, err = c.Limits.withDefaults(len(c.Members))
+	return c, self, err
+}

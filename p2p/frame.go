@@ -1,0 +1,234 @@
+package p2p
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/spirt-ml/spirt/internal/treehash"
+)
+
+// Frames on a message stream; docs/p2p.md has the offsets.
+const (
+	messageProtocol = "/spirt/message/1"
+
+	frameHello     = 1
+	frameMessage   = 2
+	frameHeartbeat = 3
+	frameHave      = 4
+	frameWant      = 5
+	frameBye       = 6
+
+	frameHeader = 5 // length uint32, kind uint8
+	helloSize   = 32 + 32 + 8
+	haveEntry   = 32 + 2 + 8
+	wantEntry   = 32
+	maxEntries  = 1024 // in one have or want frame
+)
+
+var errOversize = errors.New("a frame over its bound")
+
+type errKind byte
+
+func (k errKind) Error() string { return fmt.Sprintf("a frame of unknown kind %d", byte(k)) }
+
+// appendFrame appends one frame to dst.
+func appendFrame(dst []byte, kind byte, payload []byte) []byte {
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(len(payload)))
+	dst = append(dst, kind)
+	return append(dst, payload...)
+}
+
+// frameBound returns the largest payload of a kind of frame.
+func frameBound(kind byte, members, messageSize int) (int, error) {
+	switch kind {
+	case frameHello:
+		return helloSize, nil
+	case frameMessage:
+		return messageSize, nil
+	case frameHeartbeat:
+		return bitsetSize(members), nil
+	case frameHave:
+		return maxEntries * haveEntry, nil
+	case frameWant:
+		return maxEntries * wantEntry, nil
+	case frameBye:
+		return 0, nil
+	}
+	return 0, errKind(kind)
+}
+
+// readFrame reads one frame. The payload is in scratch, which grows as needed
+// and is returned for the next call, except for messages, which get their own.
+func readFrame(r io.Reader, members, messageSize int, scratch []byte) (kind byte, payload, scratchOut []byte, err error) {
+	var head [frameHeader]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return 0, nil, scratch, err
+	}
+	n, kind := binary.LittleEndian.Uint32(head[:]), head[4]
+	bound, err := frameBound(kind, members, messageSize)
+	if err != nil {
+		return kind, nil, scratch, err
+	}
+	if uint64(n) > uint64(bound) {
+		return kind, nil, scratch, fmt.Errorf("%w: kind %d, %d bytes, at most %d", errOversize, kind, n, bound)
+	}
+	if kind == frameMessage {
+		payload = make([]byte, n)
+	} else {
+		if cap(scratch) < int(n) {
+			scratch = make([]byte, n)
+		}
+		payload = scratch[:n]
+	}
+	if _, err := io.ReadFull(r, payload); err != nil {
+		if err == io.EOF {
+			err = io.ErrUnexpectedEOF
+		}
+		return kind, nil, scratch, err
+	}
+	return kind, payload, scratch, nil
+}
+
+// hello is the first frame in each direction.
+type hello struct {
+	job    [32]byte
+	roster treehash.Hash // Sum of the members' public keys in roster order
+	run    uint64        // drawn at start: tells a restarted peer from a second connection
+}
+
+func (h hello) append(dst []byte) []byte {
+	dst = append(dst, h.job[:]...)
+	dst = append(dst, h.roster[:]...)
+	return binary.LittleEndian.AppendUint64(dst, h.run)
+}
+
+func decodeHello(b []byte) (h hello, err error) {
+	if len(b) != helloSize {
+		return h, fmt.Errorf("a hello of %d bytes, not %d", len(b), helloSize)
+	}
+	copy(h.job[:], b)
+	copy(h.roster[:], b[32:])
+	h.run = binary.LittleEndian.Uint64(b[64:])
+	return h, nil
+}
+
+// bitset holds one bit for each member; bit i is in byte i/8.
+type bitset []byte
+
+func newBitset(members int) bitset   { return make(bitset, bitsetSize(members)) }
+func (b bitset) set(i int)           { b[i/8] |= 1 << (i % 8) }
+func (b bitset) has(i int) bool      { return b[i/8]&(1<<(i%8)) != 0 }
+func bitsetSize(members int) (n int) { return (members + 7) / 8 }
+
+func decodeHeartbeat(b []byte, members int) (bitset, error) {
+	if len(b) != bitsetSize(members) || members%8 != 0 && b[len(b)-1]>>(members%8) != 0 {
+		return nil, fmt.Errorf("a heartbeat of %d bytes is not a bitmap of %d members", len(b), members)
+	}
+	return bitset(b), nil
+}
+
+// have names one kept message.
+type have struct {
+	id   [32]byte
+	from int
+	slot uint64
+}
+
+func (e have) append(dst []byte) []byte {
+	dst = append(dst, e.id[:]...)
+	dst = binary.LittleEndian.AppendUint16(dst, uint16(e.from))
+	return binary.LittleEndian.AppendUint64(dst, e.slot)
+}
+
+// decodeHave appends the entries of a have frame to dst.
+func decodeHave(dst []have, b []byte, members int) ([]have, error) {
+	if len(b)%haveEntry != 0 || len(b) > maxEntries*haveEntry {
+		return dst, fmt.Errorf("a have-list of %d bytes: want a multiple of %d, at most %d", len(b), haveEntry, maxEntries*haveEntry)
+	}
+	for ; len(b) > 0; b = b[haveEntry:] {
+		e := have{
+			id:   [32]byte(b[:32]),
+			from: int(binary.LittleEndian.Uint16(b[32:])),
+			slot: binary.LittleEndian.Uint64(b[34:]),
+		}
+		if e.from >= members {
+			return dst, fmt.Errorf("a have-list names member %d of %d", e.from, members)
+		}
+		dst = append(dst, e)
+	}
+	return dst, nil
+}
+
+// decodeWant appends the IDs of a want frame to dst.
+func decodeWant(dst [][32]byte, b []byte) ([][32]byte, error) {
+	if len(b)%wantEntry != 0 || len(b) > maxEntries*wantEntry {
+		return dst, fmt.Errorf("a want-list of %d bytes: want a multiple of %d, at most %d", len(b), wantEntry, maxEntries*wantEntry)
+	}
+	for ; len(b) > 0; b = b[wantEntry:] {
+		dst = append(dst, [32]byte(b[:32]))
+	}
+	return dst, nil
+}
+
+// Requests and answers on a body stream.
+const (
+	bodyProtocol = "/spirt/body/1"
+
+	wantManifest = 1
+	wantChunks   = 2
+
+	statusOK      = 0
+	statusAbsent  = 1
+	statusBusy    = 2
+	statusRefused = 3
+
+	requestSize = 32 + 8 + 1 + 4 + 4
+)
+
+// request asks for the leaves of a body, or for a run of its chunks.
+type request struct {
+	hash         treehash.Hash
+	size         int64
+	kind         byte
+	first, count int // chunks
+}
+
+func (r request) append(dst []byte) []byte {
+	dst = append(dst, r.hash[:]...)
+	dst = binary.LittleEndian.AppendUint64(dst, uint64(r.size))
+	dst = append(dst, r.kind)
+	dst = binary.LittleEndian.AppendUint32(dst, uint32(r.first))
+	return binary.LittleEndian.AppendUint32(dst, uint32(r.count))
+}
+
+// decodeRequest checks everything that can be checked without the body.
+func decodeRequest(b []byte, maxSize int64) (r request, err error) {
+	if len(b) != requestSize {
+		return r, fmt.Errorf("a body request of %d bytes, not %d", len(b), requestSize)
+	}
+	size := binary.LittleEndian.Uint64(b[32:])
+	first := binary.LittleEndian.Uint32(b[41:])
+	count := binary.LittleEndian.Uint32(b[45:])
+	if size == 0 || size > uint64(maxSize) {
+		return r, fmt.Errorf("a request for a body of %d bytes: want 1 to %d", size, maxSize)
+	}
+	chunks := uint64(treehash.NumChunks(int64(size)))
+	switch b[40] {
+	case wantManifest:
+		if first != 0 || count != 0 {
+			return r, errors.New("a manifest request with a run of chunks")
+		}
+	case wantChunks:
+		if count == 0 || uint64(first)+uint64(count) > chunks {
+			return r, fmt.Errorf("a request for %d chunks from chunk %d of %d", count, first, chunks)
+		}
+	default:
+		return r, fmt.Errorf("a body request of unknown kind %d", b[40])
+	}
+	return request{
+		hash: treehash.Hash(b[:32]), size: int64(size), kind: b[40],
+		first: int(first), count: int(count),
+	}, nil
+}
