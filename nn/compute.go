@@ -35,7 +35,7 @@ type blockSpace struct {
 
 	forward, backward []float32 // packed weights
 	bias              []float32 // rounded up
-	dweight           []float32 // sum of the weights' gradients, packed
+	dweight, dbias    []float32 // sums of the gradients, packed and rounded up
 }
 
 // denseSpace is the memory of one linear layer.
@@ -83,6 +83,7 @@ func (m *Model) layout(maxBatch int, floats func(int64) []float32, codes func(in
 			s.forward = floats(int64(b.conv.ForwardLen()))
 			s.bias = floats(int64(b.conv.OutLanes))
 			s.dweight = floats(int64(b.conv.WeightsLen()))
+			s.dbias = floats(int64(b.conv.OutLanes))
 		} else {
 			s.mid = floats(int64(inLen))
 		}
@@ -351,7 +352,7 @@ func (m *Model) blocksBackward(grad, params, x []float32, n int, ws *Workspace) 
 			continue
 		}
 		clear(s.dweight)
-		clear(b.bias.Of(grad))
+		clear(s.dbias)
 		if s.backward != nil {
 			b.conv.PackBackward(s.backward, b.weight.Of(params))
 		}
@@ -362,12 +363,11 @@ func (m *Model) blocksBackward(grad, params, x []float32, n int, ws *Workspace) 
 		dout := ws.pooled
 		for j := len(m.blocks) - 1; ; j-- {
 			b, s := &m.blocks[j], &ws.blocks[j]
-			b.unpool(s.mid, dout, s.codes[i*b.out.c*b.out.h*b.out.w:])
+			b.unpool(s.mid, s.dbias, dout, s.codes[i*b.out.c*b.out.h*b.out.w:])
 			if b.conv == nil {
 				dout = s.mid
 				continue
 			}
-			b.sumBias(b.bias.Of(grad), s.mid)
 			b.conv.WeightsGradient(s.dweight, s.in[i*s.inStep:], s.mid)
 			if s.din == nil {
 				break
@@ -380,6 +380,7 @@ func (m *Model) blocksBackward(grad, params, x []float32, n int, ws *Workspace) 
 	for j := range m.blocks {
 		if b, s := &m.blocks[j], &ws.blocks[j]; b.conv != nil {
 			b.conv.UnpackWeights(b.weight.Of(grad), s.dweight)
+			copy(b.bias.Of(grad), s.dbias)
 		}
 	}
 }

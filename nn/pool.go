@@ -1,78 +1,104 @@
 package nn
 
-import "math"
+import (
+	"math"
+
+	"github.com/spirt-ml/spirt/internal/kernel"
+)
 
 // outLine returns the first float of an output row inside its padding.
 func (b *block) outLine(y int) int {
 	return ((y+b.out.pad)*(b.out.w+2*b.out.pad) + b.out.pad) * b.out.c
 }
 
-// window returns the part of the pooling window at an output that lies within
-// the image: rows y0 to y1, columns x0 to x1.
-func (b *block) window(y, x int) (y0, y1, x0, x1 int) {
-	y0, x0 = y*b.stride-b.padding, x*b.stride-b.padding
-	return max(y0, 0), min(y0+b.kernel, b.mid.h), max(x0, 0), min(x0+b.kernel, b.mid.w)
+// halves reports whether the pooling kernels serve this block.
+func (b *block) halves() bool {
+	return b.conv != nil && b.kernel == 2 && b.stride == 2 && b.padding == 0
+}
+
+// rows returns the two rows of mid that output row y is pooled from.
+func (b *block) rows(mid []float32, y int) (top, bottom []float32) {
+	line := b.mid.w * b.lanes
+	return mid[2*y*line:][:line], mid[(2*y+1)*line:][:line]
 }
 
 // pool takes the maximum of each window, the first if several are equal (NaN
-// counts as largest), and cuts off what is negative if the block has a ReLU.
+// counts as largest), and cuts off what is not above zero if the block has a
+// ReLU.
 func (b *block) pool(out []float32, codes []int32, mid []float32) {
 	c := b.out.c
 	for y := range b.out.h {
-		line := out[b.outLine(y):]
-		for x := range b.out.w {
-			best, code := line[x*c:][:c], codes[(y*b.out.w+x)*c:][:c]
-			y0, y1, x0, x1 := b.window(y, x)
-			first := int32((y0-(y*b.stride-b.padding))*b.kernel + x0 - (x*b.stride - b.padding))
-			for i := range best {
-				best[i], code[i] = float32(math.Inf(-1)), first
+		line, code := out[b.outLine(y):], codes[y*b.out.w*c:]
+		x := 0
+		if b.halves() {
+			// The kernel writes multiples of 8 channels, so that it would write
+			// over the padding behind the last pixel.
+			x = b.out.w
+			if c%8 != 0 {
+				x--
 			}
-			for yy := y0; yy < y1; yy++ {
-				for xx := x0; xx < x1; xx++ {
-					at := int32((yy-(y*b.stride-b.padding))*b.kernel + xx - (x*b.stride - b.padding))
-					for i, v := range mid[(yy*b.mid.w+xx)*b.lanes:][:c] {
-						if v > best[i] || v != v {
-							best[i], code[i] = v, at
-						}
-					}
+			top, bottom := b.rows(mid, y)
+			kernel.MaxPool2(line, code, top, bottom, x, c, b.lanes, b.relu)
+		}
+		for ; x < b.out.w; x++ {
+			b.poolPixel(line[x*c:][:c], code[x*c:][:c], mid, y, x)
+		}
+	}
+}
+
+// poolPixel computes one output pixel.
+func (b *block) poolPixel(best []float32, code []int32, mid []float32, y, x int) {
+	top, left := y*b.stride-b.padding, x*b.stride-b.padding
+	first := int32(max(-top, 0)*b.kernel + max(-left, 0))
+	for i := range best {
+		best[i], code[i] = float32(math.Inf(-1)), first
+	}
+	for ky := max(-top, 0); ky < b.kernel && top+ky < b.mid.h; ky++ {
+		for kx := max(-left, 0); kx < b.kernel && left+kx < b.mid.w; kx++ {
+			at := int32(ky*b.kernel + kx)
+			for i, v := range mid[((top+ky)*b.mid.w+left+kx)*b.lanes:][:len(best)] {
+				if v > best[i] || v != v {
+					best[i], code[i] = v, at
 				}
 			}
-			if b.relu {
-				for i, v := range best {
-					if v <= 0 {
-						best[i], code[i] = 0, -1
-					}
-				}
+		}
+	}
+	if b.relu {
+		for i, v := range best {
+			if v <= 0 {
+				best[i], code[i] = 0, -1
 			}
 		}
 	}
 }
 
-// unpool brings the gradient of the outputs to where they were taken from.
-func (b *block) unpool(dmid, dout []float32, codes []int32) {
-	clear(dmid)
+// unpool brings the gradient of the outputs to where they were taken from. It
+// adds it, channel by channel, to sum, which is nil if nobody wants it.
+func (b *block) unpool(dmid, sum, dout []float32, codes []int32) {
 	c := b.out.c
+	if !b.halves() || b.mid.h%2 != 0 || b.mid.w%2 != 0 {
+		clear(dmid)
+	}
 	for y := range b.out.h {
-		line := dout[b.outLine(y):]
+		line, code := dout[b.outLine(y):], codes[y*b.out.w*c:]
+		if b.halves() {
+			top, bottom := b.rows(dmid, y)
+			kernel.MaxUnpool2(top, bottom, sum, code, line, b.out.w, c, b.lanes)
+			continue
+		}
 		for x := range b.out.w {
+			corner := (y*b.stride-b.padding)*b.mid.w + x*b.stride - b.padding
 			g := line[x*c:][:c]
-			for i, code := range codes[(y*b.out.w+x)*c:][:c] {
-				if code < 0 {
+			for i, k := range code[x*c:][:c] {
+				if k < 0 {
 					continue
 				}
-				yy := y*b.stride - b.padding + int(code)/b.kernel
-				xx := x*b.stride - b.padding + int(code)%b.kernel
-				dmid[(yy*b.mid.w+xx)*b.lanes+i] += g[i]
+				at := corner + int(k)/b.kernel*b.mid.w + int(k)%b.kernel
+				dmid[at*b.lanes+i] += g[i]
+				if sum != nil {
+					sum[i] += g[i]
+				}
 			}
-		}
-	}
-}
-
-// sumBias adds the gradient of one image's convolution to the bias's.
-func (b *block) sumBias(dbias, dmid []float32) {
-	for p := range b.mid.h * b.mid.w {
-		for i, v := range dmid[p*b.lanes:][:len(dbias)] {
-			dbias[i] += v
 		}
 	}
 }

@@ -5,8 +5,8 @@ package kernel
 //
 // Images are channels-last, one at a time, and carry their padding: pixel
 // (y, x) of the padded input begins at (y*PaddedW+x)*InC. The output has one
-// row of OutLanes floats for each pixel, the channels beyond OutC zero. So a
-// window is Kernel runs of Kernel*InC contiguous floats, which the tiles read
+// row of OutLanes floats for each pixel; in a gradient the channels beyond OutC
+// have no meaning. A window is Kernel runs of Kernel*InC contiguous floats, which the tiles read
 // in place: no im2col.
 type Conv struct {
 	InC, PaddedH, PaddedW int
@@ -52,7 +52,7 @@ func NewConv(inC, paddedH, paddedW, kernel, stride, outC int) *Conv {
 				y, x := q%s.OutH, q/s.OutH
 				out[i], in[i] = (y*s.OutW+x)*s.OutLanes, window(y, x)
 			} else {
-				// A row of zeros behind the last pixel, added to the slack.
+				// A row behind the last pixel, added to the slack.
 				out[i], in[i] = (p+i)*s.OutLanes, -1
 			}
 		}
@@ -67,7 +67,7 @@ func NewConv(inC, paddedH, paddedW, kernel, stride, outC int) *Conv {
 func (s *Conv) InLen() int { return s.PaddedH*s.PaddedW*s.InC + slack }
 
 // OutLen returns the floats of an output image. It has a whole number of
-// tiles; in a gradient the rows behind the last pixel must be zero.
+// tiles: the pixels behind the last have no meaning.
 func (s *Conv) OutLen() int { return RoundUpRows(s.OutH*s.OutW) * s.OutLanes }
 
 // ForwardLen returns the length of the weights as Forward takes them.
