@@ -176,7 +176,7 @@ type Platform struct {
 	async     int                    // invocations accepted that nobody waits for
 	stats     Stats
 
-	onEvent func(event string, pid int) // tests wait on "start", "idle", "reap", "exit"; nil otherwise
+	onEvent func(event string, pid int) // tests wait on "wait", "start", "idle", "reap", "exit"; else nil
 }
 
 // New checks c and makes a platform. No process is started before the first invocation.

@@ -165,7 +165,7 @@ func (in *instance) spawn(address string) (err error) {
 	if in.state == stateStarting {
 		in.timer = time.AfterFunc(p.cfg.InitTimeout, func() { in.expire(nil) })
 	}
-	p.event("start", in)
+	p.event("start", in.pid)
 	p.log.Debug("instance started", "pid", in.pid)
 	return nil
 }
@@ -201,7 +201,7 @@ func (in *instance) end(err error) {
 	// Only now: who waits for the end of an attempt or an instance finds all of it accounted for.
 	p.mu.Lock()
 	p.roomLocked()
-	p.event("exit", in)
+	p.event("exit", in.pid)
 	p.mu.Unlock()
 }
 
@@ -319,7 +319,7 @@ func (in *instance) reap() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if in.state == stateIdle && p.unidleLocked(in) {
-		p.event("reap", in)
+		p.event("reap", in.pid)
 		in.killLocked(errIdle)
 	}
 }

@@ -1,13 +1,18 @@
 package function
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"os/exec"
+	"strconv"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -36,7 +41,7 @@ type order struct {
 	Size  int    `json:"size,omitempty"`
 }
 
-// report is its result.
+// answer is its result.
 type answer struct {
 	Value     string            `json:"value"`
 	PID       int               `json:"pid"`
@@ -54,11 +59,15 @@ func instanceMain() {
 		fmt.Println("no model in this folder")
 		os.Exit(7)
 	case "hang":
-		select {}
+		hang()
+	case "raw":
+		rawMain()
+	case "leave", "stay":
+		afterAnswerMain()
 	case "report":
 		http.Post("http://"+os.Getenv("AWS_LAMBDA_RUNTIME_API")+"/2018-06-01/runtime/init/error", "application/json",
 			strings.NewReader(`{"errorType":"Test.NoLicence","errorMessage":"the licence has ended"}`))
-		select {}
+		hang()
 	case "flaky": // fails unless the file is there, and makes it
 		f, err := os.OpenFile(os.Getenv("SPIRT_TEST_FILE"), os.O_CREATE|os.O_EXCL, 0o600)
 		if err == nil {
@@ -80,14 +89,16 @@ func instanceMain() {
 				k, v, _ := strings.Cut(kv, "=")
 				a.Env[k] = v
 			}
+		case "gate": // tells the test that it runs, and waits for it
+			r, err := http.Get(o.Value)
+			if err != nil {
+				return a, err
+			}
+			r.Body.Close()
 		case "print":
 			fmt.Println(o.Value)
-		case "signal": // writes its pid into a file and waits to be killed
-			os.WriteFile(o.Value+".new", fmt.Append(nil, os.Getpid()), 0o600)
-			os.Rename(o.Value+".new", o.Value)
-			select {}
 		case "hang":
-			select {}
+			hang()
 		case "child": // leaves a process of its own behind
 			cmd := exec.Command(Self())
 			cmd.Env = append(os.Environ(), "SPIRT_TEST_INIT=hang")
@@ -95,6 +106,14 @@ func instanceMain() {
 				return a, err
 			}
 			a.Child = cmd.Process.Pid
+		case "child and hang":
+			cmd := exec.Command(Self())
+			cmd.Env = append(os.Environ(), "SPIRT_TEST_INIT=hang")
+			if err := cmd.Start(); err != nil {
+				return a, err
+			}
+			fmt.Println("child", cmd.Process.Pid)
+			hang()
 		case "crash":
 			fmt.Fprintln(os.Stderr, "about to crash:", o.Value)
 			os.Exit(3)
@@ -103,14 +122,12 @@ func instanceMain() {
 				f.Close()
 				os.Exit(3)
 			}
-		case "answer late": // exits between its answer and its next poll
-			go func() { time.Sleep(time.Millisecond); os.Exit(5) }()
 		case "allocate":
 			hoard = make([]byte, o.Size<<20)
 			for i := range hoard {
 				hoard[i] = 1
 			}
-			select {}
+			hang()
 		case "big":
 			a.Value = strings.Repeat("x", o.Size)
 		case "fail":
@@ -123,6 +140,13 @@ func instanceMain() {
 }
 
 var hoard []byte
+
+// hang waits for ever; a bare select would be found to be a deadlock.
+func hang() {
+	for {
+		time.Sleep(time.Hour)
+	}
+}
 
 func event(t testing.TB, o order) []byte {
 	t.Helper()
@@ -144,7 +168,10 @@ func read(t testing.TB, b []byte) (a answer) {
 // platform makes a platform of test instances that is closed at the end of the test.
 func platform(t testing.TB, c Config) *Platform {
 	t.Helper()
-	c.Name, c.Command = "test-function", []string{Self()}
+	c.Name = "test-function"
+	if c.Command == nil {
+		c.Command = []string{Self()}
+	}
 	if c.RetryBase == 0 {
 		c.RetryBase = time.Millisecond
 	}
@@ -154,4 +181,123 @@ func platform(t testing.TB, c Config) *Platform {
 	}
 	t.Cleanup(func() { p.Close() })
 	return p
+}
+
+// watch returns the events of p, which must not have been used yet.
+func watch(p *Platform) <-chan happening {
+	events := make(chan happening, 10_000)
+	p.onEvent = func(what string, pid int) { events <- happening{what, pid} }
+	return events
+}
+
+type happening struct {
+	what string
+	pid  int
+}
+
+// await waits for n events of a kind and returns their process ids.
+func await(t testing.TB, events <-chan happening, what string, n int) (pids []int) {
+	t.Helper()
+	deadline := time.NewTimer(20 * time.Second)
+	defer deadline.Stop()
+	for len(pids) < n {
+		select {
+		case e := <-events:
+			if e.what == what {
+				pids = append(pids, e.pid)
+			}
+		case <-deadline.C:
+			t.Fatalf("waited in vain for %d times %q, have %v", n, what, pids)
+		}
+	}
+	return pids
+}
+
+// gate is where invocations of "gate" wait until they are let through.
+type gate struct {
+	url     string
+	arrived chan struct{}
+	open    chan struct{} // let through one for each value
+	inside  atomic.Int32
+	most    atomic.Int32
+}
+
+func newGate(t testing.TB) *gate {
+	g := &gate{arrived: make(chan struct{}, 1000), open: make(chan struct{}, 1000)}
+	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n := g.inside.Add(1)
+		defer g.inside.Add(-1)
+		for old := g.most.Load(); n > old && !g.most.CompareAndSwap(old, n); old = g.most.Load() {
+		}
+		g.arrived <- struct{}{}
+		select {
+		case <-g.open:
+		case <-r.Context().Done():
+		}
+	}))
+	t.Cleanup(s.Close)
+	g.url = s.URL
+	return g
+}
+
+func (g *gate) wait(t testing.TB, n int) {
+	t.Helper()
+	for range n {
+		select {
+		case <-g.arrived:
+		case <-time.After(20 * time.Second):
+			t.Fatal("waited in vain for an invocation to begin")
+		}
+	}
+}
+
+func (g *gate) let(n int) {
+	for range n {
+		g.open <- struct{}{}
+	}
+}
+
+// rawMain speaks the Runtime API by hand, with mistakes, and answers with the statuses it got.
+func rawMain() {
+	base := "http://" + os.Getenv("AWS_LAMBDA_RUNTIME_API") + "/2018-06-01/runtime/"
+	var statuses []string
+	do := func(method, path, body string) *http.Response {
+		req, _ := http.NewRequest(method, base+path, strings.NewReader(body))
+		r, err := http.DefaultClient.Do(req)
+		if err != nil {
+			os.Exit(1)
+		}
+		io.Copy(io.Discard, r.Body)
+		r.Body.Close()
+		statuses = append(statuses, strconv.Itoa(r.StatusCode))
+		return r
+	}
+	for {
+		r := do("GET", "invocation/next", "")
+		id := r.Header.Get("Lambda-Runtime-Aws-Request-Id")
+		statuses = nil
+		do("GET", "invocation/next", "")                 // not answered yet
+		do("POST", "invocation/nonsense/response", "{}") // another's
+		do("POST", "invocation/"+id+"/nonsense", "{}")   // no such path
+		do("POST", "init/error", "{}")                   // has started
+		do("PUT", "invocation/"+id+"/response", "{}")    // no such method
+		body, _ := json.Marshal(answer{Value: strings.Join(statuses, " "), PID: os.Getpid()})
+		do("POST", "invocation/"+id+"/response", string(body))
+		do("POST", "invocation/"+id+"/response", string(body)) // again: dropped
+	}
+}
+
+// afterAnswerMain answers one invocation and then exits or stays away from the Runtime API.
+func afterAnswerMain() {
+	base := "http://" + os.Getenv("AWS_LAMBDA_RUNTIME_API") + "/2018-06-01/runtime/invocation/"
+	r, err := http.Get(base + "next")
+	if err != nil {
+		os.Exit(1)
+	}
+	body, _ := json.Marshal(answer{PID: os.Getpid()})
+	http.Post(base+r.Header.Get("Lambda-Runtime-Aws-Request-Id")+"/response", "application/json", bytes.NewReader(body))
+	if os.Getenv("SPIRT_TEST_INIT") == "leave" {
+		os.Exit(5)
+	}
+	hang()
 }

@@ -50,6 +50,7 @@ func (p *Platform) acquire(ctx context.Context, wait bool) grant {
 	}
 	w := &waiter{grant: make(chan grant, 1)}
 	p.waiters = append(p.waiters, w)
+	p.event("wait", 0)
 	p.mu.Unlock()
 
 	var expired <-chan time.Time
@@ -131,7 +132,7 @@ func (p *Platform) idleLocked(in *instance) {
 	if p.cfg.IdleTimeout > 0 {
 		in.reaper = time.AfterFunc(p.cfg.IdleTimeout, in.reap)
 	}
-	p.event("idle", in)
+	p.event("idle", in.pid)
 }
 
 // unidleLocked takes an instance out of the idle ones and reports whether it was one.
@@ -156,9 +157,9 @@ func (p *Platform) roomLocked() {
 	p.slots--
 }
 
-func (p *Platform) event(what string, in *instance) {
+func (p *Platform) event(what string, pid int) {
 	if p.onEvent != nil {
-		p.onEvent(what, in.pid)
+		p.onEvent(what, pid)
 	}
 }
 
