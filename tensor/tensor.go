@@ -162,19 +162,14 @@ func NonFinite(f []float32) int {
 	const (
 		exponent = 0x7f800000
 		one      = 0x00800000
-		block    = 64
 	)
+	carry := func(x float32) uint32 { return math.Float32bits(x)&exponent + one }
 	i := 0
-	for ; i+block <= len(f); i += block {
-		b := (*[block]float32)(f[i:])
-		var carry uint32
-		for j := 0; j < block; j += 4 {
-			carry |= math.Float32bits(b[j])&exponent + one
-			carry |= math.Float32bits(b[j+1])&exponent + one
-			carry |= math.Float32bits(b[j+2])&exponent + one
-			carry |= math.Float32bits(b[j+3])&exponent + one
-		}
-		if carry>>31 != 0 {
+	for ; i+8 <= len(f); i += 8 {
+		b := (*[8]float32)(f[i:])
+		c := carry(b[0]) | carry(b[1]) | carry(b[2]) | carry(b[3])
+		d := carry(b[4]) | carry(b[5]) | carry(b[6]) | carry(b[7])
+		if (c|d)>>31 != 0 {
 			break
 		}
 	}
