@@ -1581,3 +1581,21 @@ func (m *Machine) answerTimeout() time.Duration {
 	s := m.answers.sorted(&buf)
 	return min(max(4*s[(len(s)-1)*99/100], m.limits.BallotMin), m.limits.BallotMax)
 }
+
+// Stats counts what the machine remembers, for status pages
+// and for the tests of its bounds.
+type Stats struct {
+	Records  int // in the tree
+	Bodies   int // known of
+	Messages int // slots and parents that others spoke of
+	States   int // that the host holds
+}
+
+// Stats returns the counts.
+func (m *Machine) Stats() Stats {
+	s := Stats{Records: len(m.tree.nodes), Bodies: len(m.bodies), States: len(m.held)}
+	for p := range m.peers {
+		s.Messages += len(m.peers[p].inbox)
+	}
+	return s
+}

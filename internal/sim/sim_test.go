@@ -1,0 +1,179 @@
+package sim
+
+import (
+	"bytes"
+	"flag"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"testing"
+	"time"
+
+	"github.com/spirt-ml/spirt/internal/round"
+)
+
+var (
+	seeds = flag.Int("seeds", 300, "simulated runs in TestChaos (a sixth with -short)")
+	first = flag.Uint64("seed", 1, "first seed of TestChaos")
+)
+
+// chaos draws a fault plan from a seed.
+func chaos(seed uint64) Config {
+	r := rand.New(rand.NewPCG(seed, 77))
+	n := []int{1, 2, 3, 4, 4, 4, 4, 5, 7}[r.IntN(9)]
+	cfg := Config{
+		Seed: seed, Peers: n, F: round.MaxFaulty(n), Chaos: 4 * time.Second,
+		Loss: []float64{0, 0, .05, .3}[r.IntN(4)], Duplicate: []float64{0, .1}[r.IntN(2)],
+		Delay:      []time.Duration{3, 10, 40}[r.IntN(3)] * time.Millisecond,
+		Crashes:    r.IntN(4),
+		Partitions: r.IntN(3),
+		Pauses:     r.IntN(3),
+		Failures:   []float64{0, 0, .1}[r.IntN(3)],
+	}
+	if r.IntN(4) == 0 {
+		cfg.Slow = []int{r.IntN(n)}
+	}
+	if r.IntN(6) == 0 {
+		cfg.Late = []int{r.IntN(n)}
+	}
+	if n > 1 && r.IntN(4) == 0 {
+		for i := range n - 1 {
+			if r.IntN(2) == 0 {
+				cfg.Dead = append(cfg.Dead, i)
+			}
+		}
+	}
+	return cfg
+}
+
+// tail keeps the last lines of a trace.
+type tail struct{ lines [][]byte }
+
+func (t *tail) Write(b []byte) (int, error) {
+	t.lines = append(t.lines, bytes.Clone(b))
+	if len(t.lines) > 6000 {
+		t.lines = append([][]byte(nil), t.lines[len(t.lines)-3000:]...)
+	}
+	return len(b), nil
+}
+
+func failing(t *testing.T, cfg Config, err error) {
+	t.Helper()
+	var last tail
+	cfg.Trace = &last
+	Run(cfg)
+	lines := last.lines[max(0, len(last.lines)-1500):]
+	t.Errorf("%v\nreplay: go test ./internal/sim -run %s -seed %d -seeds 1\nplan: %+v\nlast lines of the trace:\n%s", err, t.Name(), cfg.Seed, cfg, bytes.Join(lines, nil))
+}
+
+func TestChaos(t *testing.T) {
+	n := *seeds
+	if testing.Short() {
+		n /= 6
+	}
+	var worst time.Duration
+	failed := 0
+	for i := range n {
+		cfg := chaos(*first + uint64(i))
+		res, err := Run(cfg)
+		if err != nil {
+			failed++
+			if failed == 1 {
+				failing(t, cfg, err)
+			} else {
+				t.Error(err)
+			}
+			continue
+		}
+		worst = max(worst, res.Met)
+	}
+	t.Logf("%d seeds, heads met at the latest %v after all faults healed", n, worst)
+}
+
+func TestSameSeedSameTrace(t *testing.T) {
+	for seed := range uint64(5) {
+		cfg := chaos(seed + 100)
+		var a, b bytes.Buffer
+		cfg.Trace = &a
+		ra, _ := Run(cfg)
+		cfg.Trace = &b
+		rb, _ := Run(cfg)
+		if !bytes.Equal(a.Bytes(), b.Bytes()) || ra.Digest != rb.Digest {
+			t.Errorf("seed %d: two runs differ", cfg.Seed)
+		}
+		cfg.Trace = io.Discard
+	}
+}
+
+// Without faults all sets are all peers, whatever the order of arrival, and
+// so the last record is the same in every run.
+func TestNoFaultsNoChoice(t *testing.T) {
+	for _, n := range []int{1, 2, 3, 4, 7} {
+		var last round.Hash
+		for seed := range uint64(8) {
+			cfg := Config{Seed: seed, Peers: n, F: round.MaxFaulty(n), Rounds: 12, Delay: 60 * time.Millisecond, Duplicate: .2}
+			cfg.Timeouts = Timeouts()
+			cfg.Timeouts.Start = 5 * time.Second
+			cfg.Timeouts.GradientMin = time.Second
+			cfg.Timeouts.BallotMin = 500 * time.Millisecond
+			res, err := Run(cfg)
+			if err != nil {
+				failing(t, cfg, err)
+				return
+			}
+			if res.Timeouts > 0 || res.Lost > 0 {
+				t.Fatalf("n %d seed %d: %d timeouts, %d lost", n, seed, res.Timeouts, res.Lost)
+			}
+			for h, set := range res.Sets {
+				if len(set) != n {
+					t.Fatalf("n %d seed %d height %d: set %v", n, seed, h+1, set)
+				}
+			}
+			for p, id := range res.Finished {
+				if id != res.Finished[0] {
+					t.Fatalf("n %d seed %d: peer %d finished elsewhere", n, seed, p)
+				}
+			}
+			// Slots may differ between runs only if one failed.
+			if seed > 0 && res.Finished[0] != last {
+				t.Fatalf("n %d seed %d: another last record than with seed 0", n, seed)
+			}
+			last = res.Finished[0]
+		}
+	}
+}
+
+func TestFinishWithFaults(t *testing.T) {
+	for seed := range uint64(30) {
+		cfg := chaos(seed + 1000)
+		cfg.Rounds = 40
+		cfg.Settle = 60 * time.Second
+		res, err := Run(cfg)
+		if err != nil {
+			failing(t, cfg, err)
+			return
+		}
+		_ = res
+	}
+}
+
+// A lone survivor goes on, degraded (P7).
+func TestLoneSurvivor(t *testing.T) {
+	for seed := range uint64(10) {
+		cfg := Config{Seed: seed, Peers: 4, F: 1, Chaos: 2 * time.Second, Dead: []int{0, 1, 3}}
+		res, err := Run(cfg)
+		if err != nil {
+			failing(t, cfg, err)
+			return
+		}
+		if res.Heights[2] < 5 {
+			t.Errorf("seed %d: %v", seed, res.Heights)
+		}
+	}
+}
+
+func Example() {
+	res, err := Run(Config{Seed: 1, Peers: 4, F: 1, Rounds: 5})
+	fmt.Println(res.Heights, res.Timeouts, err)
+	// Output: [5 5 5 5] 0 <nil>
+}
