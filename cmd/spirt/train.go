@@ -1,0 +1,97 @@
+package main
+
+import (
+	"fmt"
+	"io"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/spirt-ml/spirt"
+)
+
+func trainCommand(stdout, stderr io.Writer) *cobra.Command {
+	job := spirt.DefaultJob()
+	target := "off"
+	var cfg spirt.TrainConfig
+	var asJSON bool
+	c := &cobra.Command{
+		Use:   "train",
+		Short: "Train a model with several peers on this machine",
+		Long: "Train starts one process for each peer, each with its own identity, tensor database and\n" +
+			"function instances, and watches them. It coordinates nothing: the peers agree among\n" +
+			"themselves and finish also when this command is killed.\n\n" +
+			"The run folder keeps the job, the events, the model and a folder for each peer.",
+		Example: "  spirt train\n" +
+			"  spirt train --model cnn --optimizer sgd --lr 0.05 --rounds 800\n" +
+			"  spirt train --data idx:~/fashion-mnist --target-accuracy 0.9 --run runs/fashion\n" +
+			"  spirt train --json | jq 'select(.event==\"validation\")'",
+		RunE: func(c *cobra.Command, _ []string) error {
+			if err := setTarget(&job, target); err != nil {
+				return usageError{err}
+			}
+			if err := requirePositive(c, "peers", "rounds", "batch-size", "batches-per-round", "lr"); err != nil {
+				return usageError{err}
+			}
+			if cfg.Dir == "" {
+				cfg.Dir = filepath.Join("runs", time.Now().Format("20060102-150405")+"-"+job.Model)
+			}
+			p := newProgress(stderr, job, cfg.Dir)
+			cfg.OnEvent = func(e spirt.Event, line []byte) {
+				if asJSON {
+					stdout.Write(line)
+				}
+				p.event(e)
+			}
+			done, err := spirt.Train(c.Context(), job, cfg)
+			p.close()
+			if err != nil {
+				return err
+			}
+			p.summary(done)
+			return nil
+		},
+	}
+	f := c.Flags()
+	f.IntVar(&job.Peers, "peers", job.Peers, "number of peers, 1 to 64")
+	f.StringVar(&job.Model, "model", job.Model, "model: lenet5, cnn, mlp or logistic")
+	f.StringVar(&job.Data, "data", job.Data, "data set: mnist-10k, or idx:FOLDER with IDX files")
+	f.StringVar(&job.Optimizer, "optimizer", job.Optimizer, "optimizer: adam, or sgd with momentum 0.9")
+	f.Float32Var(&job.LearningRate, "lr", job.LearningRate, "learning rate")
+	f.IntVar(&job.BatchSize, "batch-size", job.BatchSize, "samples in a minibatch")
+	f.IntVar(&job.BatchesPerRound, "batches-per-round", job.BatchesPerRound, "minibatches that each peer averages in a round")
+	f.IntVar(&job.Rounds, "rounds", job.Rounds, "rounds to train")
+	f.StringVar(&target, "target-accuracy", target, "stop at this validation accuracy, a fraction such as 0.97, or off")
+	f.Uint64Var(&job.Seed, "seed", job.Seed, "fixes the initial parameters and the order of the data")
+	f.StringVar(&cfg.Dir, "run", "", "run folder, which must not exist (default runs/<time>-<model>)")
+	f.StringVar(&cfg.Listen, "listen", "", "host:port of peer 1; peer n takes the port n-1 above (default loopback, free ports)")
+	f.BoolVar(&asJSON, "json", false, "write events to standard output, one JSON object a line")
+	return c
+}
+
+// requirePositive refuses a flag that was set to zero: in a job zero would
+// mean the default.
+func requirePositive(c *cobra.Command, names ...string) error {
+	for _, name := range names {
+		f := c.Flags().Lookup(name)
+		if v, err := strconv.ParseFloat(f.Value.String(), 64); f.Changed && (err != nil || !(v > 0)) {
+			return fmt.Errorf("--%s %s is not positive (see `%s --help`)", name, f.Value, c.CommandPath())
+		}
+	}
+	return nil
+}
+
+func setTarget(job *spirt.Job, target string) error {
+	if target == "off" {
+		job.TargetAccuracy = 0
+		return nil
+	}
+	v, err := strconv.ParseFloat(target, 64)
+	if err != nil || !(v > 0 && v <= 1) {
+		return fmt.Errorf("--target-accuracy %s: take a fraction above 0 and up to 1, such as 0.97, or off", target)
+	}
+	job.TargetAccuracy = v
+	return nil
+}

@@ -1,0 +1,276 @@
+package spirt
+
+import (
+	"errors"
+	"fmt"
+	"math"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"github.com/spirt-ml/spirt/dataset"
+	"github.com/spirt-ml/spirt/function/gradient"
+	"github.com/spirt-ml/spirt/nn"
+	"github.com/spirt-ml/spirt/optim"
+)
+
+// Job says what is trained, on what, by how many peers and for how long. The
+// zero value of a field means its default, which Resolve fills in; a resolved
+// job stands in the run folder as job.yaml.
+type Job struct {
+	// Peers is the number of peers on the roster, 1 to 64. Default 4.
+	Peers int `yaml:"peers"`
+	// Byzantine is the number of lying peers to withstand. Default
+	// (Peers-1)/3; at most that.
+	Byzantine int `yaml:"byzantine"`
+	// Model is the name of a built-in model. Default "lenet5".
+	Model string `yaml:"model"`
+	// Data is a data set: "mnist-10k" (the default), or "idx:FOLDER".
+	Data string `yaml:"data"`
+	// Optimizer is "adam" (the default) or "sgd" (with momentum 0.9).
+	Optimizer string `yaml:"optimizer"`
+	// LearningRate is the optimizer's step size. Default 0.002.
+	LearningRate float32 `yaml:"lr"`
+	// BatchSize is the number of samples in a minibatch. Default 64.
+	BatchSize int `yaml:"batch_size"`
+	// BatchesPerRound is how many minibatches each peer averages in a round.
+	// Default 1.
+	BatchesPerRound int `yaml:"batches_per_round"`
+	// Rounds is the number of rounds to train. Default 400.
+	Rounds int `yaml:"rounds"`
+	// TargetAccuracy stops the run when the validation accuracy, a fraction
+	// from 0 to 1, reaches it. Zero, the default, means that it does not.
+	TargetAccuracy float64 `yaml:"target_accuracy"`
+	// ValidateEvery is the number of rounds from one validation to the next.
+	// Default 25.
+	ValidateEvery int `yaml:"validate_every"`
+	// Seed fixes the initial parameters and the order of the data. Default 1.
+	Seed uint64 `yaml:"seed"`
+	// Functions bounds each peer's function instances.
+	Functions Functions `yaml:"functions"`
+	// CheckpointEvery is the number of rounds between two checkpoints of a
+	// peer's database. Default 50.
+	CheckpointEvery int `yaml:"checkpoint_every"`
+}
+
+// Functions bounds the function instances of one peer.
+type Functions struct {
+	// Concurrency is the most instances at once. Default: 2, and no more than
+	// there are minibatches in a round, but 2 where validations run beside
+	// them.
+	Concurrency int `yaml:"concurrency"`
+	// MemoryMB is the memory of an instance in MiB, by which it is billed;
+	// one that takes twice as much is killed. Default 256.
+	MemoryMB int `yaml:"memory_mb"`
+	// Timeout ends an invocation. Default one minute.
+	Timeout time.Duration `yaml:"timeout"`
+}
+
+// DefaultJob returns the job that `spirt train` runs when told nothing else.
+func DefaultJob() Job {
+	var j Job
+	if err := j.Resolve(); err != nil {
+		panic("spirt: the default job is not valid: " + err.Error())
+	}
+	return j
+}
+
+// Limits of a job.
+const (
+	maxPeers           = 64
+	maxBatchSize       = gradient.MaxRows
+	maxBatchesPerRound = 1 << 16
+	maxRounds          = 1 << 31
+)
+
+// Resolve fills in the defaults and checks every field. The error names the
+// field, what is wrong and what would do.
+func (j *Job) Resolve() error {
+	orInt(&j.Peers, 4)
+	if j.Peers < 1 || j.Peers > maxPeers {
+		return fmt.Errorf("peers: %d is out of range: take 1 to %d", j.Peers, maxPeers)
+	}
+	orInt(&j.Byzantine, (j.Peers-1)/3)
+	if j.Byzantine < 0 || j.Byzantine > (j.Peers-1)/3 {
+		return fmt.Errorf("byzantine: %d peers cannot withstand %d liars: at most %d", j.Peers, j.Byzantine, (j.Peers-1)/3)
+	}
+	orString(&j.Model, "lenet5")
+	if _, err := nn.Builtin(j.Model); err != nil {
+		return fmt.Errorf("model: %w", err)
+	}
+	orString(&j.Data, "mnist-10k")
+	orString(&j.Optimizer, "adam")
+	if j.LearningRate == 0 {
+		j.LearningRate = 0.002
+	}
+	if lr := float64(j.LearningRate); !(lr > 0) || math.IsInf(lr, 0) {
+		return fmt.Errorf("lr: %v is not a positive number", j.LearningRate)
+	}
+	if err := j.OptimizerConfig().Validate(); err != nil {
+		return fmt.Errorf("optimizer: %w", err)
+	}
+	orInt(&j.BatchSize, 64)
+	if j.BatchSize < 1 || j.BatchSize > maxBatchSize {
+		return fmt.Errorf("batch_size: %d is out of range: take 1 to %d", j.BatchSize, maxBatchSize)
+	}
+	orInt(&j.BatchesPerRound, 1)
+	if j.BatchesPerRound < 1 || j.BatchesPerRound > maxBatchesPerRound {
+		return fmt.Errorf("batches_per_round: %d is out of range: take 1 to %d", j.BatchesPerRound, maxBatchesPerRound)
+	}
+	orInt(&j.Rounds, 400)
+	if j.Rounds < 1 || j.Rounds > maxRounds {
+		return fmt.Errorf("rounds: %d is out of range: take 1 to %d", j.Rounds, maxRounds)
+	}
+	if !(j.TargetAccuracy >= 0 && j.TargetAccuracy <= 1) {
+		return fmt.Errorf("target_accuracy: %v is no fraction: take 0 to 1 (0.97 for 97 %%)", j.TargetAccuracy)
+	}
+	orInt(&j.ValidateEvery, 25)
+	if j.ValidateEvery < 1 {
+		return fmt.Errorf("validate_every: %d is out of range: take 1 or more rounds", j.ValidateEvery)
+	}
+	if j.Seed == 0 {
+		j.Seed = 1
+	}
+	orInt(&j.Functions.Concurrency, 2)
+	if c := j.Functions.Concurrency; c < 1 || c > 1024 {
+		return fmt.Errorf("functions.concurrency: %d is out of range: take 1 to 1024", c)
+	}
+	orInt(&j.Functions.MemoryMB, 256)
+	if m := j.Functions.MemoryMB; m < 32 || m > 10240 {
+		return fmt.Errorf("functions.memory_mb: %d is out of range: take 32 to 10240", m)
+	}
+	if j.Functions.Timeout == 0 {
+		j.Functions.Timeout = time.Minute
+	}
+	if t := j.Functions.Timeout; t < time.Second || t > 15*time.Minute {
+		return fmt.Errorf("functions.timeout: %v is out of range: take 1s to 15m", t)
+	}
+	orInt(&j.CheckpointEvery, 50)
+	if j.CheckpointEvery < 1 {
+		return fmt.Errorf("checkpoint_every: %d is out of range: take 1 or more rounds", j.CheckpointEvery)
+	}
+	return nil
+}
+
+// OptimizerConfig returns the optimizer of the job with its constants.
+func (j *Job) OptimizerConfig() optim.Config {
+	c := optim.Config{Name: j.Optimizer, LR: j.LearningRate}
+	switch j.Optimizer {
+	case "sgd":
+		c.Momentum = 0.9
+	case "adam":
+		c.Beta1, c.Beta2, c.Eps = 0.9, 0.999, 1e-8
+	}
+	return c
+}
+
+// open returns the model and the data set of a resolved job, checked against
+// each other.
+func (j *Job) open() (*nn.Model, *dataset.Dataset, error) {
+	spec, err := nn.Builtin(j.Model)
+	if err != nil {
+		return nil, nil, fmt.Errorf("model: %w", err)
+	}
+	data, err := dataset.Open(j.Data)
+	if err != nil {
+		return nil, nil, fmt.Errorf("data: %w", err)
+	}
+	if err := data.Fits(spec.Input, spec.Classes); err != nil {
+		return nil, nil, fmt.Errorf("data: the model %s: %w", spec.Name, err)
+	}
+	model, err := nn.New(spec)
+	if err != nil {
+		return nil, nil, fmt.Errorf("model: %w", err)
+	}
+	train, validation, _ := data.Split()
+	if n := train.Len() / j.Peers; n < j.BatchSize {
+		return nil, nil, fmt.Errorf("batch_size: a peer's shard has %d samples, fewer than one minibatch of %d: take fewer peers or a smaller batch", n, j.BatchSize)
+	}
+	if validation.Len() == 0 {
+		return nil, nil, fmt.Errorf("data: %s has no samples left for validation", j.Data)
+	}
+	return model, data, nil
+}
+
+// LoadJob reads a job file and resolves it.
+func LoadJob(path string) (Job, error) {
+	b, err := readFile(path, maxJobFile)
+	if err != nil {
+		return Job{}, err
+	}
+	var j Job
+	if err := yaml.UnmarshalWithOptions(b, &j, yaml.Strict()); err != nil {
+		return Job{}, fmt.Errorf("job file %s: %s", path, strings.TrimSpace(yaml.FormatError(err, false, true)))
+	}
+	if err := j.Resolve(); err != nil {
+		return Job{}, fmt.Errorf("job file %s: %w", path, err)
+	}
+	return j, nil
+}
+
+// maxJobFile bounds the size of a job or roster file in bytes.
+const maxJobFile = 1 << 20
+
+// readFile reads a file of at most limit bytes.
+func readFile(path string, limit int64) ([]byte, error) {
+	info, err := os.Stat(path)
+	if err != nil {
+		return nil, err
+	}
+	if info.Size() > limit {
+		return nil, fmt.Errorf("%s has %d bytes, more than the %d it may have", path, info.Size(), limit)
+	}
+	return os.ReadFile(path)
+}
+
+// writeYAML writes v as YAML into a new file below a line of comment.
+func writeYAML(path, comment string, v any) error {
+	b, err := yaml.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("encoding %s: %w", path, err)
+	}
+	return writeFileAtomic(path, append([]byte("# "+comment+"\n"), b...), 0o644)
+}
+
+// writeFileAtomic replaces the file at path with b: a reader sees the old
+// bytes or the new, also after a crash.
+func writeFileAtomic(path string, b []byte, mode os.FileMode) error {
+	f, err := os.CreateTemp(dirOf(path), ".tmp-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(b)
+	if err == nil {
+		err = f.Chmod(mode)
+	}
+	if err == nil {
+		err = f.Sync()
+	}
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		os.Remove(f.Name())
+		return fmt.Errorf("writing %s: %w", path, err)
+	}
+	// The new name is durable with its folder; not every system can sync one.
+	if d, err := os.Open(dirOf(path)); err == nil {
+		_ = d.Sync()
+		d.Close()
+	}
+	return nil
+}
+
+func orInt(v *int, def int) {
+	if *v == 0 {
+		*v = def
+	}
+}
+
+func orString(v *string, def string) {
+	if *v == "" {
+		*v = def
+	}
+}

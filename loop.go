@@ -1,0 +1,558 @@
+package spirt
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/spirt-ml/spirt/internal/round"
+	"github.com/spirt-ml/spirt/internal/treehash"
+	"github.com/spirt-ml/spirt/p2p"
+	"github.com/spirt-ml/spirt/tensor"
+	"github.com/spirt-ml/spirt/tensordb"
+)
+
+// loop is what the goroutine of peer.run keeps: the machine and what it asked
+// for that is not answered yet.
+type loop struct {
+	machine *round.Machine
+	started time.Time
+	timer   *time.Timer
+
+	results chan result
+	wg      sync.WaitGroup // of the goroutines that send results
+
+	records  map[round.Hash]round.Record // whose states are kept
+	head     round.Record
+	headAt   time.Time
+	losses   map[uint64]float64 // by height, of this peer's own averages
+	failures int                // averages that failed in a row
+	warnings int
+	stop     map[string]context.CancelFunc // of work that the machine may replace or drop
+	finished *round.Finished
+	writing  atomic.Bool // a checkpoint
+}
+
+// result is what a goroutine found, and an error that ends the peer.
+type result struct {
+	event  round.Event
+	loss   *float64 // of a gradient, for the height
+	height uint64
+	err    error
+}
+
+// maxFailures is how many averages may fail in a row before the peer gives
+// up.
+const maxFailures = 3
+
+// maxWarnings bounds what one peer writes about what others do wrong.
+const maxWarnings = 1000
+
+// checkpointName names the checkpoint of the head in the peer's database.
+const checkpointName = "head"
+
+// openLoop restores the head from the last checkpoint, or makes the state of
+// genesis, and makes the machine.
+func (p *peer) openLoop() error {
+	slot, counter, err := readWatermark(filepath.Join(p.dir, watermarkFile))
+	if err != nil {
+		return err
+	}
+	genesis, err := p.genesis()
+	if err != nil {
+		return err
+	}
+	head, err := p.recoverHead(genesis)
+	if err != nil {
+		return err
+	}
+	l := &p.loop
+	l.timer, l.results = time.NewTimer(time.Hour), make(chan result)
+	l.records = map[round.Hash]round.Record{genesis.ID(): genesis, head.ID(): head}
+	l.head, l.losses, l.stop = head, map[uint64]float64{}, map[string]context.CancelFunc{}
+	l.machine, err = round.New(round.Config{
+		Self: round.Peer(p.n - 1), N: p.job.Peers, F: p.job.Byzantine,
+		Genesis: genesis, Rounds: uint64(p.job.Rounds), TargetAccuracy: uint32(p.job.TargetAccuracy * 1e4),
+		MaxGradientBytes: uint64(4 * p.model.NumParams()), Head: head, Watermark: slot, Counter: counter,
+	})
+	return err
+}
+
+// genesis makes the state that every peer of the job starts from, and returns
+// its record.
+func (p *peer) genesis() (round.Record, error) {
+	params := make([]float32, p.model.NumParams())
+	p.model.Init(params, p.job.Seed)
+	state := make([]float32, p.store.optim.StateLen(len(params)))
+	model, optimizer, err := p.store.putState(tensor.Bytes(params), tensor.Bytes(state), 0)
+	if err != nil {
+		return round.Record{}, fmt.Errorf("storing the initial parameters: %w", err)
+	}
+	return round.Genesis(p.ids.job, model, optimizer), nil
+}
+
+// recoverHead loads the last checkpoint of the head; without one the head is
+// genesis.
+func (p *peer) recoverHead(genesis round.Record) (round.Record, error) {
+	meta, err := p.db.Recover(checkpointName)
+	if errors.Is(err, tensordb.ErrNoCheckpoint) {
+		return genesis, nil
+	}
+	if err != nil {
+		return genesis, err
+	}
+	var head round.Record
+	if err := json.Unmarshal([]byte(meta["record"]), &head); err != nil {
+		return genesis, fmt.Errorf("the record in the checkpoint: %w", err)
+	}
+	if meta["job"] != p.ids.job.String() {
+		return genesis, fmt.Errorf("the checkpoint in %s is of another job: remove it, or restore the job file", filepath.Join(p.dir, databaseDir))
+	}
+	keys := p.checkpointKeys()
+	model, state, err := p.store.keepState(head.Height, keys[0], keys[1])
+	if err != nil {
+		return genesis, fmt.Errorf("the checkpoint: %w", err)
+	}
+	if model != head.Model || state != head.State {
+		return genesis, fmt.Errorf("the checkpoint in %s does not hold the state of its record: remove it", filepath.Join(p.dir, databaseDir))
+	}
+	p.log.Info("going on from a checkpoint", "round", head.Height)
+	return head, nil
+}
+
+// checkpoint writes a head's state to disk, durably. The state's bytes are
+// taken now; the writing waits in the returned function.
+func (p *peer) checkpoint(head round.Record) (write func() error) {
+	record, err := json.Marshal(head)
+	params, opt := p.store.stateKeys(head)
+	keys := p.checkpointKeys()
+	err = errors.Join(err, p.db.Copy(keys[0], params), p.db.Copy(keys[1], opt))
+	return func() error {
+		if err == nil {
+			err = p.db.Checkpoint(checkpointName, keys, map[string]string{"record": string(record), "job": p.ids.job.String()})
+		}
+		if err != nil {
+			return fmt.Errorf("checkpoint of round %d: %w", head.Height, err)
+		}
+		return nil
+	}
+}
+
+// checkpointKeys are where a checkpoint's parameters and optimizer state lie.
+func (p *peer) checkpointKeys() []string {
+	return []string{p.store.key("checkpoint/parameters"), p.store.key("checkpoint/optimizer")}
+}
+
+// run feeds the machine until it has finished or ctx is cancelled.
+func (p *peer) run(ctx context.Context) error {
+	l := &p.loop
+	ctx, cancel := context.WithCancel(ctx)
+	defer l.wg.Wait()
+	defer cancel()
+	l.wg.Add(1)
+	go func() {
+		defer l.wg.Done()
+		p.discover(ctx)
+	}()
+	p.log.Info("peer started", "peer", p.n, "addresses", p.host.Addrs())
+	l.started, l.headAt = time.Now(), time.Now()
+	if err := p.step(ctx, round.Start{}); err != nil {
+		return err
+	}
+	for l.finished == nil {
+		var err error
+		select {
+		case <-ctx.Done():
+			return errors.Join(ErrInterrupted, p.checkpoint(l.head)())
+		case e := <-p.host.Events():
+			err = p.network(ctx, e)
+		case r := <-l.results:
+			if err = r.err; err == nil {
+				err = p.result(ctx, r)
+			}
+		case <-l.timer.C:
+			err = p.step(ctx, round.Timer{})
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return p.finish()
+}
+
+// network passes on what happened on the network.
+func (p *peer) network(ctx context.Context, e p2p.Event) error {
+	switch e := e.(type) {
+	case p2p.Connected:
+		p.emit(Event{Event: "peer", Peer: e.Member + 1, State: "connected"})
+		return p.step(ctx, round.Connected{Peer: round.Peer(e.Member)})
+	case p2p.Disconnected:
+		if p.loop.head.Height < uint64(p.job.Rounds) { // at the end they leave
+			p.emit(Event{Event: "peer", Peer: e.Member + 1, State: "lost", Message: e.Reason})
+		}
+		return p.step(ctx, round.Disconnected{Peer: round.Peer(e.Member)})
+	case p2p.Message:
+		m, err := p.take(e)
+		if err != nil {
+			return fmt.Errorf("a message that was accepted before: %w", err)
+		}
+		return p.step(ctx, round.Received{Message: m})
+	case p2p.Refused:
+		p.warnBounded("refused %s at %s: %s", e.Remote, e.Address, e.Reason)
+	}
+	return nil
+}
+
+// result passes on what a goroutine has done.
+func (p *peer) result(ctx context.Context, r result) error {
+	l := &p.loop
+	switch r.event.(type) {
+	case round.GradientReady:
+		l.failures = 0
+		l.losses[r.height] = *r.loss
+	case round.GradientFailed:
+		if l.failures++; l.failures >= maxFailures {
+			return fmt.Errorf("no gradient in %d rounds running, see the warnings above: if it is not finite, a smaller learning rate (--lr) may help", l.failures)
+		}
+	}
+	return p.step(ctx, r.event)
+}
+
+// step gives the machine an event and does what it asks for.
+func (p *peer) step(ctx context.Context, e round.Event) error {
+	l := &p.loop
+	for _, a := range l.machine.Step(time.Since(l.started), e) {
+		if err := p.act(ctx, a); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// act does one thing that the machine asked for. What takes long is done by a
+// goroutine, whose result comes back to loop.
+func (p *peer) act(ctx context.Context, a round.Action) error {
+	l := &p.loop
+	p.log.Debug(a.String())
+	switch a := a.(type) {
+	case round.Persist:
+		return writeWatermark(filepath.Join(p.dir, watermarkFile), a.Watermark, a.Counter)
+	case round.Send:
+		if s, ok := a.Message.Body.(round.SignedRecord); ok { // the next gradient may build on it at once
+			l.records[s.Record.ID()] = s.Record
+		}
+		data, id, err := round.Sign(p.ids.key, p.ids.job, p.ids.roster, a.Message)
+		if err != nil {
+			return err
+		}
+		return p.host.Broadcast(data, p2p.Meta{ID: id, From: p.n - 1, Slot: a.Message.Slot})
+	case round.SetTimer:
+		l.timer.Stop()
+		if a.At != 0 {
+			l.timer.Reset(max(0, a.At-time.Since(l.started)))
+		}
+	case round.Compute:
+		parent, err := p.record(a.Parent)
+		if err != nil {
+			return err
+		}
+		p.background(ctx, "compute", func(ctx context.Context) result { return p.compute(ctx, a, parent) })
+	case round.Fetch:
+		p.background(ctx, "fetch/"+a.Gradient.String(), func(ctx context.Context) result { return p.fetch(ctx, a) })
+	case round.Apply:
+		parent, err := p.record(a.Parent)
+		if err != nil {
+			return err
+		}
+		p.background(ctx, "apply", func(context.Context) result { return p.apply(a, parent) })
+	case round.FetchState:
+		l.records[a.ID] = a.Record
+		p.background(ctx, "state", func(ctx context.Context) result { return p.fetchState(ctx, a) })
+	case round.Adopt:
+		p.adopt(ctx, a)
+	case round.Retain:
+		p.retain(a)
+	case round.Report:
+		p.report(a)
+	case round.Finished:
+		l.finished = &a
+	}
+	return nil
+}
+
+// record returns a record that the machine builds on.
+func (p *peer) record(id round.Hash) (round.Record, error) {
+	r, ok := p.loop.records[id]
+	if !ok {
+		return r, fmt.Errorf("the record %s is not kept here", id.Short())
+	}
+	return r, nil
+}
+
+// background runs f and passes on its result. Work of the same name that is
+// still running is cancelled and its result dropped.
+func (p *peer) background(ctx context.Context, name string, f func(ctx context.Context) result) {
+	l := &p.loop
+	if stop := l.stop[name]; stop != nil {
+		stop()
+	}
+	ctx, l.stop[name] = context.WithCancel(ctx)
+	l.wg.Add(1)
+	go func() {
+		defer l.wg.Done()
+		r := f(ctx)
+		select {
+		case l.results <- r:
+		case <-ctx.Done():
+		}
+	}()
+}
+
+// compute computes this peer's average and, where it is due, a validation of
+// the parent's model.
+func (p *peer) compute(ctx context.Context, a round.Compute, parent round.Record) result {
+	failed := result{event: round.GradientFailed{Slot: a.Slot, Parent: a.Parent}}
+	var validation round.Validation
+	validated := make(chan error, 1)
+	if parent.Height > 0 && parent.Height%uint64(p.job.ValidateEvery) == 0 {
+		go func() { // ends with validated
+			v, err := p.computer.validate(ctx, parent)
+			validation = v
+			validated <- err
+		}()
+	} else {
+		validated <- nil
+	}
+	avg, err := p.computer.average(ctx, a.Height, parent)
+	verr := <-validated
+	if ctx.Err() != nil {
+		return failed
+	}
+	if err != nil {
+		p.warn("round %d: no gradient: %v", a.Height, err)
+		return failed
+	}
+	if verr != nil {
+		p.warn("round %d: no validation: %v", parent.Height, verr)
+		validation = round.Validation{}
+	}
+	return result{loss: &avg.loss, height: a.Height, event: round.GradientReady{
+		Slot: a.Slot, Parent: a.Parent, Gradient: avg.hash, Bytes: uint64(4 * p.store.params), Validation: validation,
+	}}
+}
+
+// fetch gets a peer's average and checks it.
+func (p *peer) fetch(ctx context.Context, a round.Fetch) result {
+	if _, release, ok := p.store.Body(a.Gradient); ok { // fetched before, for another slot or parent
+		release()
+		return result{event: round.BodyReady{Peer: a.Peer, Gradient: a.Gradient}}
+	}
+	// The announcer may be gone, or not be connected to this peer: then others
+	// have it, or will have it soon.
+	ctx, cancel := context.WithTimeout(ctx, fetchTime)
+	defer cancel()
+	data, err := p.host.Fetch(ctx, a.Gradient, int64(a.Bytes), p.sources(append([]round.Peer{a.Peer}, a.Holders...)))
+	if err != nil {
+		p.log.Info("no body", "peer", a.Peer+1, "gradient", a.Gradient.Short(), "err", err)
+		return result{event: round.BodyUnavailable{Peer: a.Peer, Gradient: a.Gradient}}
+	}
+	if err := p.store.checkAverage(data); err != nil {
+		return result{event: round.BodyRefused{Peer: a.Peer, Gradient: a.Gradient, Reason: err.Error()}}
+	}
+	if err := p.store.putAverage(a.Gradient, data); err != nil {
+		return result{err: err}
+	}
+	return result{event: round.BodyReady{Peer: a.Peer, Gradient: a.Gradient}}
+}
+
+// fetchTime bounds the search for an average that the machine still wants.
+const fetchTime = 30 * time.Second
+
+// sources returns all other members, those first that should have what is
+// sought.
+func (p *peer) sources(likely []round.Peer) []int {
+	var out []int
+	for i := -len(likely); i < p.job.Peers; i++ {
+		m := i
+		if i < 0 {
+			m = int(likely[i+len(likely)])
+		}
+		if m != p.n-1 && !slices.Contains(out, m) {
+			out = append(out, m)
+		}
+	}
+	return out
+}
+
+// apply aggregates and updates in the database.
+func (p *peer) apply(a round.Apply, parent round.Record) result {
+	model, state, err := p.store.apply(parent, a.Set)
+	if err != nil {
+		return result{event: round.ApplyFailed{Slot: a.Slot, Parent: a.Parent, Reason: err.Error()}}
+	}
+	return result{event: round.Applied{Slot: a.Slot, Parent: a.Parent, Set: a.Set, Model: model, State: state}}
+}
+
+// fetchState gets the state of a record by its hashes.
+func (p *peer) fetchState(ctx context.Context, a round.FetchState) result {
+	unavailable := result{event: round.StateUnavailable{Record: a.ID}}
+	if p.store.hasState(a.Record) {
+		return result{event: round.StateReady{Record: a.ID}}
+	}
+	if a.Record.Height == 0 {
+		if _, err := p.genesis(); err != nil {
+			return result{err: err}
+		}
+		return result{event: round.StateReady{Record: a.ID}}
+	}
+	n := p.store.params
+	params, err := p.host.Fetch(ctx, a.Record.Model, int64(4*n), p.sources(a.Holders))
+	if err != nil {
+		p.log.Info("no state", "round", a.Record.Height, "err", err)
+		return unavailable
+	}
+	opt, err := p.host.Fetch(ctx, a.Record.State, int64(4*p.store.optim.StateLen(n)), p.sources(a.Holders))
+	if err != nil {
+		p.log.Info("no optimizer state", "round", a.Record.Height, "err", err)
+		return unavailable
+	}
+	if i := max(tensor.NonFinite(tensor.Floats(params)), tensor.NonFinite(tensor.Floats(opt))); i >= 0 {
+		p.log.Warn("a state is not finite", "round", a.Record.Height, "index", i)
+		return unavailable
+	}
+	if _, _, err := p.store.putState(params, opt, a.Record.Height); err != nil {
+		return result{err: err}
+	}
+	return result{event: round.StateReady{Record: a.ID}}
+}
+
+// adopt tells of a new head and checkpoints it where that is due.
+func (p *peer) adopt(ctx context.Context, a round.Adopt) {
+	l := &p.loop
+	l.records[a.ID] = a.Record
+	l.head = a.Record
+	if a.Record.Height == 0 {
+		return
+	}
+	now := time.Now()
+	how := a.How.String()
+	if a.Reorganised {
+		how = "reorganised"
+	}
+	e := Event{
+		Event: "round", Slot: a.Record.Slot, Round: a.Record.Height, Model: a.Record.Model.String(),
+		Seconds: now.Sub(l.headAt).Seconds(), How: how, Degraded: a.Record.Degraded(p.job.Byzantine), Usage: p.used(),
+	}
+	l.headAt = now
+	for _, s := range a.Record.Set {
+		e.Members = append(e.Members, int(s.Peer)+1)
+	}
+	if loss, ok := l.losses[a.Record.Height]; ok && a.Record.Has(round.Peer(p.n-1)) {
+		e.Loss = &loss
+	}
+	p.emit(e)
+	if v := a.Record.Validation; v.Count > 0 {
+		accuracy, loss := float64(v.Correct)/float64(v.Count), float64(v.LossMicro)/1e6
+		p.emit(Event{Event: "validation", Round: a.Record.Height - 1, Accuracy: &accuracy, Loss: &loss})
+	}
+	for height := range l.losses {
+		if height+2 < a.Record.Height {
+			delete(l.losses, height)
+		}
+	}
+	if a.Record.Height%uint64(p.job.CheckpointEvery) == 0 && !l.writing.Swap(true) {
+		write := p.checkpoint(a.Record)
+		l.wg.Add(1)
+		go func() {
+			defer l.wg.Done()
+			defer l.writing.Store(false)
+			if err := write(); err != nil {
+				p.warn("%v", err) // the last one stands, and the next may succeed
+			}
+		}()
+	}
+}
+
+// used returns what the peer has used so far.
+func (p *peer) used() *Usage {
+	s := p.host.Stats()
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.usage.Bytes = int64(s.MessageBytesOut + s.BodyBytesOut)
+	u := p.usage
+	return &u
+}
+
+// retain drops what the machine no longer needs.
+func (p *peer) retain(a round.Retain) {
+	l := &p.loop
+	keep := make(map[round.Hash]round.Record, len(a.States)+1)
+	for _, r := range a.States {
+		keep[r.ID()] = r
+	}
+	keep[l.head.ID()] = l.head
+	l.records = keep
+	p.store.retain(a.States, a.Gradients)
+	p.host.Forget(a.BelowSlot)
+	wanted := make(map[string]bool, len(a.Gradients))
+	for _, g := range a.Gradients {
+		wanted["fetch/"+g.String()] = true
+	}
+	for name, stop := range l.stop {
+		if len(name) > len("fetch/") && name[:len("fetch/")] == "fetch/" && !wanted[name] {
+			stop()
+			delete(l.stop, name)
+		}
+	}
+}
+
+// report tells a person what the machine has to say.
+func (p *peer) report(r round.Report) {
+	p.log.Info(r.Kind.String(), "slot", r.Slot, "round", r.Height, "peer", r.Peer+1, "text", r.Text)
+	if r.Kind.Timeout() {
+		p.mu.Lock()
+		p.usage.Timeouts++
+		p.mu.Unlock()
+	}
+	switch r.Kind {
+	case round.PeerLost, round.PeerReturned, round.DegradedRecord, round.Reorganisation, round.GradientMissing:
+		return // events of their own tell of these
+	}
+	p.warnBounded("%s: %s", r.Kind, r.Text)
+}
+
+// warnBounded warns of what others may cause as often as they like.
+func (p *peer) warnBounded(format string, args ...any) {
+	l := &p.loop
+	if l.warnings++; l.warnings < maxWarnings {
+		p.warn(format, args...)
+	} else if l.warnings == maxWarnings {
+		p.warn("further warnings of this kind stand in the log only")
+	}
+}
+
+// finish leaves the model in the run folder and a last checkpoint.
+func (p *peer) finish() error {
+	r := p.loop.finished.Record
+	params, _ := p.store.stateKeys(r)
+	ref, err := p.db.Get(params)
+	if err != nil {
+		return fmt.Errorf("the trained parameters: %w", err)
+	}
+	defer ref.Release()
+	t := Trained{Model: p.model, Parameters: tensor.Floats(ref.Tensor().Data), Scale: p.data.Scale, Offset: p.data.Offset}
+	if h := ref.Hash(); h != treehash.Hash(r.Model) {
+		return fmt.Errorf("the trained parameters have the hash %s, the record says %s", h, r.Model)
+	}
+	if err := t.Write(filepath.Join(p.cfg.Run, modelFile)); err != nil {
+		return err
+	}
+	p.log.Info("finished", "round", r.Height, "model", r.Model.Short(), "reason", p.loop.finished.Reason.String())
+	return p.checkpoint(r)()
+}

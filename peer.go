@@ -1,0 +1,337 @@
+package spirt
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spirt-ml/spirt/dataset"
+	"github.com/spirt-ml/spirt/function"
+	"github.com/spirt-ml/spirt/internal/round"
+	"github.com/spirt-ml/spirt/nn"
+	"github.com/spirt-ml/spirt/p2p"
+	"github.com/spirt-ml/spirt/tensor"
+	"github.com/spirt-ml/spirt/tensordb"
+)
+
+// PeerConfig says which peer of which run to run.
+type PeerConfig struct {
+	// Run is the run folder, Peer the number of the peer from 1.
+	Run  string
+	Peer int
+	// Listen is the host:port to listen on. Default 127.0.0.1:0.
+	Listen string
+	// Executable runs this program again as a function instance. Default:
+	// this process's own.
+	Executable string
+	// Logger takes what is of interest to someone who looks for a fault.
+	// Default: none.
+	Logger *slog.Logger
+}
+
+// RunPeer runs one peer until the job is finished or ctx is cancelled, which
+// it reports as ErrInterrupted.
+func RunPeer(ctx context.Context, cfg PeerConfig) (err error) {
+	p, err := openPeer(cfg)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, p.close()) }()
+	return p.run(ctx)
+}
+
+// peer hosts a round.Machine: it feeds it events and does what it asks for,
+// with this peer's database, functions and connections. The fields below mu
+// are shared with its goroutines; the rest belongs to the one that runs loop.
+type peer struct {
+	cfg      PeerConfig
+	n        int // number, from 1
+	dir      string
+	job      Job
+	ids      identities
+	model    *nn.Model
+	data     *dataset.Dataset
+	log      *slog.Logger
+	events   *eventLog
+	db       *tensordb.DB
+	server   *tensordb.Server
+	store    *store
+	platform *function.Platform
+	computer *computer
+	host     *p2p.Host
+	cleanup  []func() error // in reverse order
+	loop     loop
+
+	mu     sync.Mutex
+	usage  Usage
+	opened map[[32]byte]round.Message // by check, until the loop has them
+}
+
+// openPeer builds a peer from the bottom up: identity, database, functions,
+// connections, and the machine that ties them together.
+func openPeer(cfg PeerConfig) (_ *peer, err error) {
+	if cfg.Listen == "" {
+		cfg.Listen = "127.0.0.1:0"
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Executable == "" {
+		cfg.Executable = function.Self()
+	}
+	p := &peer{
+		cfg: cfg, n: cfg.Peer, dir: peerDir(cfg.Run, cfg.Peer), log: cfg.Logger,
+		opened: map[[32]byte]round.Message{},
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, p.close())
+		}
+	}()
+	if p.job, err = LoadJob(filepath.Join(cfg.Run, jobFile)); err != nil {
+		return nil, err
+	}
+	if err := checkPeer(p.n, p.job.Peers); err != nil {
+		return nil, err
+	}
+	if p.model, p.data, err = p.job.open(); err != nil {
+		return nil, err
+	}
+	if p.ids, err = loadIdentities(cfg.Run, p.n, p.job, p.model.Spec()); err != nil {
+		return nil, err
+	}
+	if p.events, err = openEventLog(filepath.Join(cfg.Run, eventsFile)); err != nil {
+		return nil, err
+	}
+	p.onClose(p.events.Close)
+	socket, token, err := p.openDatabase()
+	if err != nil {
+		return nil, err
+	}
+	if err := p.openFunctions(socket, token); err != nil {
+		return nil, err
+	}
+	if err := p.openLoop(); err != nil {
+		return nil, err
+	}
+	if err := p.openHost(); err != nil {
+		return nil, err
+	}
+	return p, nil
+}
+
+func (p *peer) onClose(f func() error) { p.cleanup = append(p.cleanup, f) }
+
+// close undoes openPeer, last things first.
+func (p *peer) close() error {
+	var errs []error
+	for i := len(p.cleanup) - 1; i >= 0; i-- {
+		errs = append(errs, p.cleanup[i]())
+	}
+	p.cleanup = nil
+	return errors.Join(errs...)
+}
+
+// maxSocketPath is what the smallest system allows for the path of a Unix
+// socket, in bytes.
+const maxSocketPath = 100
+
+// openDatabase opens the tensor database, serves it to this peer's functions
+// and puts the peer's samples in it. It returns the socket and the token that
+// functions use.
+func (p *peer) openDatabase() (socket, token string, err error) {
+	if p.db, err = tensordb.Open(tensordb.Config{Dir: filepath.Join(p.dir, databaseDir), Logger: p.log}); err != nil {
+		return "", "", err
+	}
+	p.onClose(p.db.Close)
+	prefix := fmt.Sprintf("{%s:%d}:", p.ids.job.Short(), p.n)
+	p.store = newStore(p.db, prefix, p.job.OptimizerConfig(), p.model.NumParams())
+	if err := p.loadSamples(); err != nil {
+		return "", "", err
+	}
+
+	socket = filepath.Join(p.dir, socketFile)
+	if abs, err := filepath.Abs(socket); err == nil {
+		socket = abs
+	}
+	if len(socket) > maxSocketPath {
+		dir, err := os.MkdirTemp("", "spirt-")
+		if err != nil {
+			return "", "", err
+		}
+		p.onClose(func() error { return os.RemoveAll(dir) })
+		socket = filepath.Join(dir, socketFile)
+	}
+	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return "", "", fmt.Errorf("removing the socket of an earlier peer: %w", err)
+	}
+	listener, err := net.Listen("unix", socket)
+	if err != nil {
+		return "", "", fmt.Errorf("listening for functions: %w", err)
+	}
+	if err := os.Chmod(socket, 0o600); err != nil {
+		return "", "", errors.Join(err, listener.Close())
+	}
+	secret := make([]byte, 32)
+	rand.Read(secret) // never fails
+	token = hex.EncodeToString(secret)
+	p.server = tensordb.NewServer(p.db, tensordb.ServerConfig{
+		Tokens: []tensordb.Token{{Secret: token, Prefix: prefix, Access: tensordb.Function}},
+		Logger: p.log,
+	})
+	serving := make(chan error, 1)
+	go func() { serving <- p.server.Serve(listener) }() // ends with the server's Close
+	p.onClose(func() error { return errors.Join(p.server.Close(), <-serving) })
+	return socket, token, nil
+}
+
+// loadSamples puts this peer's shard and the validation samples in its
+// database.
+func (p *peer) loadSamples() error {
+	train, validation, _ := p.data.Split()
+	lo, hi := dataset.Shard(train.Len(), p.job.Peers, p.n-1)
+	shard := dataset.Range{Lo: train.Lo + lo, Hi: train.Lo + hi}
+	for name, rows := range map[string]dataset.Range{"train": shard, "validation": validation} {
+		images, labels := p.data.Rows(rows)
+		shape := append([]int{rows.Len()}, p.data.Shape...)
+		if _, err := p.db.Set(p.store.key(name+"/images"), tensor.Tensor{DType: tensor.Uint8, Shape: shape, Data: images}); err != nil {
+			return fmt.Errorf("storing the %s images: %w", name, err)
+		}
+		if _, err := p.db.Set(p.store.key(name+"/labels"), tensor.Tensor{DType: tensor.Uint8, Shape: []int{rows.Len()}, Data: labels}); err != nil {
+			return fmt.Errorf("storing the %s labels: %w", name, err)
+		}
+	}
+	p.computer = &computer{
+		job: p.job, store: p.store, samples: validation.Len(),
+		order: dataset.Order{Seed: p.job.Seed, Peer: p.n - 1, Len: shard.Len()},
+		warn:  p.warn,
+	}
+	return nil
+}
+
+// openFunctions starts the platform that runs this peer's gradient function.
+func (p *peer) openFunctions(socket, token string) error {
+	var err error
+	f := p.job.Functions
+	p.platform, err = function.New(function.Config{
+		Name: "gradient", Command: []string{p.cfg.Executable, "function"}, Env: []string{"SPIRT_DB_TOKEN=" + token},
+		Concurrency: f.Concurrency, MemoryMB: f.MemoryMB, Timeout: f.Timeout, IdleTimeout: 5 * time.Minute, Retries: 3,
+		Logger: p.log, OnInvocation: p.meter,
+	})
+	if err != nil {
+		return err
+	}
+	p.onClose(p.platform.Close)
+	p.computer.platform = p.platform
+	e := &p.computer.base
+	e.Database.Network, e.Database.Address = "unix", socket
+	e.Model = p.model.Spec()
+	e.Scale, e.Offset = p.data.Scale, p.data.Offset
+	return nil
+}
+
+// meter adds one invocation to the peer's usage.
+func (p *peer) meter(i function.Invocation) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.usage.Invocations++
+	p.usage.GBSeconds += i.GBSeconds()
+}
+
+// warn tells the user about something that does not end the run.
+func (p *peer) warn(format string, args ...any) {
+	message := fmt.Sprintf(format, args...)
+	p.log.Warn(message)
+	p.emit(Event{Event: "warning", Message: message})
+}
+
+// emit writes an event of this peer. A full disk must not end the training:
+// the event is lost, the log says so.
+func (p *peer) emit(e Event) {
+	if e.Event == "peer" {
+		e.By = p.n
+	} else {
+		e.Peer = p.n
+	}
+	if err := p.events.emit(e); err != nil {
+		p.log.Error("an event is lost", "event", e.Event, "err", err)
+	}
+}
+
+// openHost starts listening, leaves this peer's address in the run folder and
+// looks there for those of the others.
+func (p *peer) openHost() error {
+	var err error
+	p.host, err = p2p.New(p2p.Config{
+		Key: p.ids.key, Listen: []string{p.cfg.Listen}, Members: p.ids.members, Job: p.ids.job,
+		Check: p.check, Bodies: p.store, Logger: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	p.onClose(p.host.Close)
+	addresses := strings.Join(p.host.Addrs(), "\n") + "\n"
+	return writeFileAtomic(filepath.Join(p.dir, addressFile), []byte(addresses), 0o644)
+}
+
+// discoverEvery is how often the run folder is looked at for addresses.
+const discoverEvery = 100 * time.Millisecond
+
+// discover tells the host where the other peers of the run folder listen,
+// also after one was started again elsewhere.
+func (p *peer) discover(ctx context.Context) {
+	seen := make([]string, p.job.Peers)
+	for wait(ctx, discoverEvery) == nil {
+		for i := range seen {
+			b, err := readFile(filepath.Join(peerDir(p.cfg.Run, i+1), addressFile), 64<<10)
+			if err != nil || i == p.n-1 || string(b) == seen[i] {
+				continue // it has not started yet
+			}
+			seen[i] = string(b)
+			p.host.SetAddresses(i, strings.Fields(string(b)))
+		}
+	}
+}
+
+// maxOpened bounds the messages that were opened and are not handled yet.
+const maxOpened = 4096
+
+// check opens a signed message for the host, and keeps what it found for
+// take: signatures are dear.
+func (p *peer) check(data []byte) (p2p.Meta, error) {
+	m, id, err := round.Open(data, p.ids.job, p.ids.roster, p.ids.members)
+	if err != nil {
+		return p2p.Meta{}, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.opened) < maxOpened {
+		p.opened[id] = m
+	}
+	return p2p.Meta{ID: id, From: int(m.From), Slot: m.Slot}, nil
+}
+
+// take returns a message that check has accepted.
+func (p *peer) take(e p2p.Message) (round.Message, error) {
+	p.mu.Lock()
+	m, ok := p.opened[e.Meta.ID]
+	delete(p.opened, e.Meta.ID)
+	if len(p.opened) >= maxOpened {
+		clear(p.opened) // of duplicates that nobody took
+	}
+	p.mu.Unlock()
+	if ok {
+		return m, nil
+	}
+	m, _, err := round.Open(e.Data, p.ids.job, p.ids.roster, p.ids.members)
+	return m, err
+}

@@ -1,0 +1,348 @@
+package spirt
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spirt-ml/spirt/dataset"
+	"github.com/spirt-ml/spirt/function"
+)
+
+// ErrInterrupted is returned by Train when its context was cancelled.
+var ErrInterrupted = errors.New("interrupted")
+
+// ErrUsage marks what the caller asked for as impossible: nothing was
+// started.
+var ErrUsage = errors.New("bad usage")
+
+// TrainConfig is what Train needs beside the job.
+type TrainConfig struct {
+	// Dir is the run folder, which must not exist.
+	Dir string
+	// Executable is the spirt binary that the peers run. Default: this
+	// process's own.
+	Executable string
+	// Listen is the address of peer 1, as host:port; peer n takes the port
+	// n-1 above it. Default: 127.0.0.1 with a free port for each.
+	Listen string
+	// OnEvent is called with every event of the run in order, and with the
+	// line that stands in events.jsonl. It may be nil.
+	OnEvent func(e Event, line []byte)
+}
+
+// pollEvents is how often the event log is looked at.
+const pollEvents = 50 * time.Millisecond
+
+// stopGrace is how long peers that were asked to stop may take.
+const stopGrace = 10 * time.Second
+
+// Train makes a run folder, starts one process for each peer of the job in it
+// and watches them until the last has ended. It coordinates nothing: a peer
+// finds the others through the folder, and when the caller dies the peers
+// train on. A cancelled ctx stops the peers and returns ErrInterrupted.
+//
+// The event returned is the run's "done".
+func Train(ctx context.Context, job Job, cfg TrainConfig) (Event, error) {
+	if err := job.Resolve(); err != nil {
+		return Event{}, fmt.Errorf("%w: %w", ErrUsage, err)
+	}
+	_, data, err := job.open()
+	if err != nil {
+		return Event{}, fmt.Errorf("%w: %w", ErrUsage, err)
+	}
+	if cfg.Executable == "" {
+		cfg.Executable = function.Self()
+	}
+	listen, err := peerAddresses(cfg.Listen, job.Peers)
+	if err != nil {
+		return Event{}, fmt.Errorf("%w: %w", ErrUsage, err)
+	}
+	if err := createRun(cfg.Dir, job); err != nil {
+		return Event{}, err
+	}
+	r := &run{dir: cfg.Dir, job: job, data: data, started: time.Now(), onEvent: cfg.OnEvent, peers: make([]child, job.Peers)}
+	if r.log, err = openEventLog(filepath.Join(cfg.Dir, eventsFile)); err != nil {
+		return Event{}, err
+	}
+	defer r.log.Close()
+	if r.tail, err = openEventTail(filepath.Join(cfg.Dir, eventsFile)); err != nil {
+		return Event{}, err
+	}
+	defer r.tail.Close()
+	if err := r.record("running", nil); err != nil {
+		return Event{}, err
+	}
+	exits, err := r.start(cfg.Executable, listen)
+	if err != nil {
+		r.kill()
+		return Event{}, err
+	}
+	interrupted := r.watch(ctx, exits)
+	return r.finish(interrupted)
+}
+
+// createRun makes the folder of a new run with its job, its identities and
+// its roster.
+func createRun(dir string, job Job) error {
+	if err := os.MkdirAll(dirOf(dir), 0o755); err != nil {
+		return err
+	}
+	if err := os.Mkdir(dir, 0o755); errors.Is(err, os.ErrExist) {
+		return fmt.Errorf("%w: the run folder %s exists: name another with --run, or remove it", ErrUsage, dir)
+	} else if err != nil {
+		return fmt.Errorf("making the run folder: %w", err)
+	}
+	if err := writeYAML(filepath.Join(dir, jobFile), "The job of this run, with every default filled in.", job); err != nil {
+		return err
+	}
+	return createIdentities(dir, job.Peers)
+}
+
+// run is a run as the process sees it that started the peers.
+type run struct {
+	dir     string
+	job     Job
+	data    *dataset.Dataset
+	started time.Time
+	onEvent func(Event, []byte)
+	log     *eventLog
+	tail    *eventTail
+	peers   []child
+}
+
+// child is one peer's process and what it said last.
+type child struct {
+	cmd   *exec.Cmd
+	state string // started, finished, stopped, failed or crashed
+	cause string // for people: how it ended
+	round uint64
+	model string
+	usage Usage
+}
+
+type exit struct {
+	peer int // index
+	err  error
+}
+
+// start spawns every peer. Each is the leader of a process group and writes
+// to files only, so that it lives on when this process is killed.
+func (r *run) start(executable string, listen []string) (<-chan exit, error) {
+	exits := make(chan exit, len(r.peers))
+	for i := range r.peers {
+		n := i + 1
+		log, err := os.OpenFile(filepath.Join(peerDir(r.dir, n), logFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+		if err != nil {
+			return nil, err
+		}
+		cmd := exec.Command(executable, "peer", "--run", r.dir, "--peer", strconv.Itoa(n), "--listen", listen[i])
+		cmd.Args[0] = "spirt" // for those who list processes
+		cmd.Stdout, cmd.Stderr = log, log
+		ownGroup(cmd)
+		err = cmd.Start()
+		log.Close() // the child has its own
+		if err != nil {
+			return nil, fmt.Errorf("starting peer %d: %w", n, err)
+		}
+		r.peers[i].cmd = cmd
+		r.setState(i, "started", "")
+		go func() { exits <- exit{i, cmd.Wait()} }() // ends with the process
+	}
+	return exits, nil
+}
+
+// setState notes and reports the state of peer i.
+func (r *run) setState(i int, state, cause string) {
+	p := &r.peers[i]
+	p.state, p.cause = state, cause
+	// A full disk must not end the run: the peers go on without the event.
+	_ = r.log.emit(Event{Event: "peer", Peer: i + 1, State: state, PID: p.cmd.Process.Pid, Message: cause})
+}
+
+// watch passes events on until all peers have ended, and reports whether ctx
+// was cancelled.
+func (r *run) watch(ctx context.Context, exits <-chan exit) (interrupted bool) {
+	tick := time.NewTicker(pollEvents)
+	defer tick.Stop()
+	done, grace := ctx.Done(), (<-chan time.Time)(nil)
+	for running := len(r.peers); running > 0; {
+		select {
+		case e := <-exits:
+			running--
+			state, cause := exitState(e.err, interrupted)
+			r.setState(e.peer, state, cause)
+		case <-tick.C:
+			r.drain()
+		case <-done:
+			interrupted, done = true, nil
+			for i := range r.peers {
+				interrupt(r.peers[i].cmd.Process)
+			}
+			grace = time.After(stopGrace)
+		case <-grace:
+			r.kill()
+		}
+	}
+	r.drain()
+	return interrupted
+}
+
+// drain passes on what has been appended to the event log.
+func (r *run) drain() {
+	lines, events, err := r.tail.next()
+	if err != nil {
+		return // the log is this process's own folder: it comes back or the run ends by itself
+	}
+	for i, e := range events {
+		if e.Event == "round" && e.Peer >= 1 && e.Peer <= len(r.peers) {
+			p := &r.peers[e.Peer-1]
+			p.round, p.model = e.Round, e.Model
+			if e.Usage != nil {
+				p.usage = *e.Usage
+			}
+		}
+		if r.onEvent != nil {
+			r.onEvent(e, lines[i])
+		}
+	}
+}
+
+func (r *run) kill() {
+	for i := range r.peers {
+		if cmd := r.peers[i].cmd; cmd != nil {
+			_ = cmd.Process.Kill() // it may have ended already
+		}
+	}
+}
+
+// exitState names how a peer's process ended.
+func exitState(err error, interrupted bool) (state, cause string) {
+	var exited *exec.ExitError
+	switch {
+	case err == nil:
+		return "finished", ""
+	case !errors.As(err, &exited):
+		return "failed", err.Error()
+	case exited.ExitCode() == ExitInterrupted || interrupted:
+		return "stopped", exited.Error()
+	case exited.ExitCode() < 0:
+		return "crashed", exited.Error()
+	}
+	return "failed", exited.Error()
+}
+
+// finish evaluates the model that the surviving peers left and reports the
+// run as done.
+func (r *run) finish(interrupted bool) (Event, error) {
+	done := Event{Event: "done", Run: r.dir, StopReason: "rounds", Timeouts: new(int)}
+	models := map[string]int{}
+	survivors := 0
+	for i, p := range r.peers {
+		done.Peers = append(done.Peers, PeerDone{Peer: i + 1, State: p.state, Round: p.round, Model: p.model})
+		done.Invocations += p.usage.Invocations
+		done.GBSeconds += p.usage.GBSeconds
+		done.Bytes += p.usage.Bytes
+		*done.Timeouts += p.usage.Timeouts
+		if p.state == "finished" {
+			survivors++
+			models[p.model]++
+			done.Rounds, done.Model = max(done.Rounds, p.round), p.model
+		}
+	}
+	done.Seconds = time.Since(r.started).Seconds()
+	if interrupted {
+		return done, errors.Join(ErrInterrupted, r.record("interrupted", &done))
+	}
+	if survivors == 0 {
+		return done, errors.Join(r.failure(), r.record("failed", &done))
+	}
+	if len(models) > 1 {
+		return done, errors.Join(fmt.Errorf("the peers ended with %d different models: see %s", len(models), filepath.Join(r.dir, eventsFile)), r.record("failed", &done))
+	}
+	if r.job.TargetAccuracy > 0 && done.Rounds < uint64(r.job.Rounds) {
+		done.StopReason = "target"
+	}
+	trained, err := ReadModel(filepath.Join(r.dir, modelFile))
+	if err != nil {
+		return done, errors.Join(err, r.record("failed", &done))
+	}
+	if h := trained.Hash().String(); h != done.Model {
+		return done, fmt.Errorf("the model file has the hash %s, the peers ended with %s", h, done.Model)
+	}
+	_, _, test := r.data.Split()
+	accuracy, loss, err := trained.Evaluate(r.data, test)
+	if err != nil {
+		return done, errors.Join(err, r.record("failed", &done))
+	}
+	done.Accuracy, done.Loss = &accuracy, &loss
+	if err := r.log.emit(done); err != nil {
+		return done, err
+	}
+	r.drain()
+	return done, r.record("done", &done)
+}
+
+// failure says why no peer finished, in the words of the first that failed.
+func (r *run) failure() error {
+	for i, p := range r.peers {
+		if p.state == "failed" {
+			return fmt.Errorf("peer %d failed: %s", i+1, lastLines(filepath.Join(peerDir(r.dir, i+1), logFile), p.cause))
+		}
+	}
+	return fmt.Errorf("no peer finished: peer 1 %s: %s", r.peers[0].state, r.peers[0].cause)
+}
+
+// lastLines returns the end of a log, or otherwise if there is none.
+func lastLines(path, otherwise string) string {
+	const most = 2 << 10
+	f, err := os.Open(path)
+	if err != nil {
+		return otherwise
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.Size() > most {
+		if _, err := f.Seek(-most, io.SeekEnd); err != nil {
+			return otherwise
+		}
+	}
+	b, err := io.ReadAll(io.LimitReader(f, most))
+	lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+	if text := strings.Join(lines[max(0, len(lines)-3):], "\n"); err == nil && text != "" {
+		return text
+	}
+	return otherwise
+}
+
+// runRecord is run.json: what ran, on what, and how it ended.
+type runRecord struct {
+	State    string    `json:"state"` // running, done, failed or interrupted
+	Version  string    `json:"version"`
+	Go       string    `json:"go"`
+	Platform string    `json:"platform"`
+	CPUs     int       `json:"cpus"`
+	PID      int       `json:"pid"`
+	Started  time.Time `json:"started"`
+	Job      Job       `json:"job"`
+	Done     *Event    `json:"done,omitempty"`
+}
+
+func (r *run) record(state string, done *Event) error {
+	b, err := json.MarshalIndent(runRecord{
+		State: state, Version: Version(), Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
+		CPUs: runtime.NumCPU(), PID: os.Getpid(), Started: r.started.UTC(), Job: r.job, Done: done,
+	}, "", "  ")
+	if err != nil {
+		return fmt.Errorf("encoding %s: %w", recordFile, err)
+	}
+	return writeFileAtomic(filepath.Join(r.dir, recordFile), append(b, '\n'), 0o644)
+}

@@ -1,0 +1,231 @@
+package spirt
+
+import (
+	"fmt"
+	"strconv"
+	"sync"
+
+	"github.com/spirt-ml/spirt/internal/round"
+	"github.com/spirt-ml/spirt/internal/treehash"
+	"github.com/spirt-ml/spirt/optim"
+	"github.com/spirt-ml/spirt/tensor"
+	"github.com/spirt-ml/spirt/tensordb"
+)
+
+// store is a peer's view of its own tensor database: the state (parameters
+// and optimizer state) that follows each record it keeps, and the averages of
+// the present slots. All of these are bodies that it serves by hash. Its
+// methods may be called from several goroutines.
+type store struct {
+	db     *tensordb.DB
+	prefix string // of every key: {job:peer}:
+	optim  optim.Config
+	params int // number of parameters
+
+	mu     sync.Mutex
+	bodies map[treehash.Hash]string // key of the bytes that have this hash
+
+	applying sync.Mutex // there is one candidate at a time
+}
+
+func newStore(db *tensordb.DB, prefix string, c optim.Config, params int) *store {
+	return &store{db: db, prefix: prefix, optim: c, params: params, bodies: map[treehash.Hash]string{}}
+}
+
+func (s *store) key(name string) string { return s.prefix + name }
+
+// A state is named by what it is and by how many steps led to it, not by its
+// record: a state exists before a record of it is signed.
+
+func (s *store) parametersKey(height uint64, model treehash.Hash) string {
+	return s.key("state/" + strconv.FormatUint(height, 10) + "/parameters/" + model.String())
+}
+
+func (s *store) optimizerKey(height uint64, state treehash.Hash) string {
+	return s.key("state/" + strconv.FormatUint(height, 10) + "/optimizer/" + state.String())
+}
+
+func (s *store) stateKeys(r round.Record) (parameters, optimizer string) {
+	return s.parametersKey(r.Height, r.Model), s.optimizerKey(r.Height, r.State)
+}
+
+func (s *store) averageKey(h treehash.Hash) string { return s.key("average/" + h.String()) }
+
+// Body returns the bytes that have the hash h, until release is called. It
+// implements p2p.Bodies.
+func (s *store) Body(h treehash.Hash) (data []byte, release func(), ok bool) {
+	s.mu.Lock()
+	key, ok := s.bodies[h]
+	s.mu.Unlock()
+	if !ok {
+		return nil, nil, false
+	}
+	ref, err := s.db.Get(key)
+	if err != nil {
+		return nil, nil, false
+	}
+	return ref.Tensor().Data, ref.Release, true
+}
+
+func (s *store) offer(h treehash.Hash, key string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.bodies[h] = key
+}
+
+// maxCoordinate bounds each coordinate of an average: sums over a roster and
+// squares of what is smaller stay finite in float32.
+const maxCoordinate = 1e15
+
+// checkAverage reports why data is not an average to train on.
+func (s *store) checkAverage(data []byte) error {
+	if len(data) != 4*s.params {
+		return fmt.Errorf("it has %d bytes, not the %d of %d parameters", len(data), 4*s.params, s.params)
+	}
+	for i, v := range tensor.Floats(data) {
+		if !(v >= -maxCoordinate && v <= maxCoordinate) {
+			if v-v != 0 { // NaN or infinite
+				return fmt.Errorf("coordinate %d is not finite: %v", i, v)
+			}
+			return fmt.Errorf("coordinate %d is out of bounds: %v is beyond %v", i, v, float32(maxCoordinate))
+		}
+	}
+	return nil
+}
+
+// putAverage keeps a peer's average, whose hash was checked on arrival.
+func (s *store) putAverage(h treehash.Hash, data []byte) error {
+	if _, err := s.db.Set(s.averageKey(h), tensor.Tensor{DType: tensor.Float32, Shape: []int{s.params}, Data: data}); err != nil {
+		return err
+	}
+	s.offer(h, s.averageKey(h))
+	return nil
+}
+
+// finishAverage turns an accumulator into this peer's average, and returns
+// its hash and how many minibatches it contains.
+func (s *store) finishAverage(acc string) (h treehash.Hash, counted int, err error) {
+	defer s.db.Delete(acc)
+	dst := acc + "/average"
+	if counted, err = s.db.Average(dst, acc); err != nil {
+		return h, 0, err
+	}
+	ref, err := s.db.Get(dst)
+	if err != nil {
+		return h, 0, err
+	}
+	h, err = ref.Hash(), s.checkAverage(ref.Tensor().Data)
+	ref.Release()
+	if err != nil {
+		s.db.Delete(dst)
+		return h, 0, fmt.Errorf("the average of %d minibatches: %w", counted, err)
+	}
+	if err := s.db.Rename(s.averageKey(h), dst); err != nil {
+		return h, 0, err
+	}
+	s.offer(h, s.averageKey(h))
+	return h, counted, nil
+}
+
+// apply aggregates the averages of a set, in its order, updates the parent's
+// state with the aggregate and keeps what follows.
+func (s *store) apply(parent round.Record, set []round.Entry) (model, optimizer treehash.Hash, err error) {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	keys := make([]string, len(set))
+	for i, e := range set {
+		keys[i] = s.averageKey(e.Gradient)
+	}
+	aggregate, params, opt := s.key("aggregate"), s.key("candidate/parameters"), s.key("candidate/optimizer")
+	if err := s.db.Mean(aggregate, keys); err != nil {
+		return model, optimizer, fmt.Errorf("aggregating %d averages: %w", len(set), err)
+	}
+	defer s.db.Delete(aggregate)
+	parentParams, parentOpt := s.stateKeys(parent)
+	if err := s.db.Copy(params, parentParams); err != nil {
+		return model, optimizer, fmt.Errorf("the parent's parameters: %w", err)
+	}
+	if err := s.db.Copy(opt, parentOpt); err != nil {
+		return model, optimizer, fmt.Errorf("the parent's optimizer state: %w", err)
+	}
+	height := parent.Height + 1
+	if _, err := s.db.Update(params, opt, aggregate, height, s.optim); err != nil {
+		return model, optimizer, fmt.Errorf("updating the parameters: %w", err)
+	}
+	return s.keepState(height, params, opt)
+}
+
+// keepState moves a state to where it belongs by its hashes, which it
+// returns.
+func (s *store) keepState(height uint64, params, opt string) (model, optimizer treehash.Hash, err error) {
+	if model, err = s.db.Hash(params); err != nil {
+		return model, optimizer, err
+	}
+	if optimizer, err = s.db.Hash(opt); err != nil {
+		return model, optimizer, err
+	}
+	for _, m := range []struct {
+		dst, src string
+		hash     treehash.Hash
+	}{{s.parametersKey(height, model), params, model}, {s.optimizerKey(height, optimizer), opt, optimizer}} {
+		if err := s.db.Rename(m.dst, m.src); err != nil {
+			return model, optimizer, err
+		}
+		s.offer(m.hash, m.dst)
+	}
+	return model, optimizer, nil
+}
+
+// putState keeps a state that came from outside, of so many steps, and
+// returns its hashes.
+func (s *store) putState(params, optimizer []byte, height uint64) (model, state treehash.Hash, err error) {
+	s.applying.Lock()
+	defer s.applying.Unlock()
+	if len(params) != 4*s.params || len(optimizer) != 4*s.optim.StateLen(s.params) {
+		return model, state, fmt.Errorf("a state has %d and %d bytes, not %d and %d",
+			len(params), len(optimizer), 4*s.params, 4*s.optim.StateLen(s.params))
+	}
+	p, o := s.key("candidate/parameters"), s.key("candidate/optimizer")
+	for key, data := range map[string][]byte{p: params, o: optimizer} {
+		if _, err := s.db.Set(key, tensor.Tensor{DType: tensor.Float32, Shape: []int{len(data) / 4}, Data: data}); err != nil {
+			return model, state, err
+		}
+	}
+	if err := s.db.SetStep(o, height); err != nil {
+		return model, state, err
+	}
+	return s.keepState(height, p, o)
+}
+
+// hasState reports whether the state of a record is here.
+func (s *store) hasState(r round.Record) bool {
+	params, opt := s.stateKeys(r)
+	return s.db.Exists(params) && s.db.Exists(opt)
+}
+
+// retain drops all bodies but the states of these records and these averages.
+// What is being read meanwhile is kept until that is done.
+func (s *store) retain(states []round.Record, averages []treehash.Hash) {
+	keep := make(map[string]bool, 2*len(states)+len(averages))
+	for _, r := range states {
+		params, opt := s.stateKeys(r)
+		keep[params], keep[opt] = true, true
+	}
+	for _, h := range averages {
+		keep[s.averageKey(h)] = true
+	}
+	for _, kind := range []string{"state/", "average/"} {
+		for _, key := range s.db.Keys(s.key(kind)) {
+			if !keep[key] {
+				s.db.Delete(key)
+			}
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for h, key := range s.bodies {
+		if !keep[key] {
+			delete(s.bodies, h)
+		}
+	}
+}
