@@ -251,9 +251,10 @@ type (
 	}
 	// Retain is housekeeping at the start of a slot: the host keeps the states
 	// of these records and the bodies of these gradients, and may drop all
-	// others and stop fetching them; the network may forget messages of slots
-	// below BelowSlot. A body or state that is being sent to somebody should
-	// be kept until that is done.
+	// others and stop fetching them, except what it has not yet given the
+	// machine an event about; the network may forget messages of slots below
+	// BelowSlot. A body or state that is being sent to somebody should be kept
+	// until that is done.
 	Retain struct {
 		States    []Record
 		Gradients []Hash

@@ -440,6 +440,17 @@ func (w *world) mix(v uint64) {
 }
 
 func (w *world) step(p *peer, ev round.Event) {
+	// What the host got is kept from when the machine knows of it.
+	switch ev := ev.(type) {
+	case round.GradientReady:
+		p.bodies[ev.Gradient] = true
+	case round.BodyReady:
+		p.bodies[ev.Gradient] = true
+	case round.Applied:
+		p.states[state{ev.Model, ev.State}] = true
+	case round.StateReady:
+		p.states[stateOf(w.records[ev.Record])] = true
+	}
 	w.result.Steps++
 	w.mix(uint64(w.now))
 	w.mix(uint64(p.id))
@@ -505,7 +516,6 @@ func (w *world) execute(p *peer, a round.Action) {
 				return
 			}
 			g := hash("gradient", p.id, parent.Model, a.Height)
-			p.bodies[g] = true
 			w.deliver(p, round.GradientReady{Slot: a.Slot, Parent: a.Parent, Gradient: g, Bytes: 1000,
 				Validation: round.Validation{LossMicro: int64(1000 + p.id), Correct: uint32(p.id), Count: 100}})
 		}))
@@ -523,7 +533,6 @@ func (w *world) execute(p *peer, a round.Action) {
 		}
 		s := follows(parent, a.Set)
 		w.after(w.between(time.Millisecond, 5*time.Millisecond), alive(func() {
-			p.states[s] = true
 			w.deliver(p, round.Applied{Slot: a.Slot, Parent: a.Parent, Set: a.Set, Model: s.model, State: s.state})
 		}))
 	case round.FetchState:
@@ -651,7 +660,9 @@ func (w *world) checkRecord(p *peer, msg round.Message, b round.SignedRecord) {
 		if _, ok := w.said[announce]; !ok {
 			w.fail("P4: peer %d signs a record with a gradient that %d did not announce", p.id, e.Peer)
 		}
-		alone := len(b.Record.Set) == 1 && e.Peer == msg.From
+		// A record of one gradient is its announcer's, who had no ballot from
+		// anyone; others that sign it hold it.
+		alone := len(b.Record.Set) == 1 && p.bodies[e.Gradient]
 		other := slices.ContainsFunc(w.ballots[balloted{msg.Slot, msg.Parent, e}], func(q round.Peer) bool { return q != e.Peer })
 		if !alone && !other {
 			w.fail("P5: peer %d signs a record with a gradient of %d that nobody else balloted", p.id, e.Peer)
@@ -730,7 +741,6 @@ func (w *world) fetchBody(p *peer, a round.Fetch, tries int) {
 		}
 		for _, h := range a.Holders {
 			if q := w.peers[h]; w.linked(p, q) && q.bodies[a.Gradient] {
-				p.bodies[a.Gradient] = true
 				w.deliver(p, round.BodyReady{Peer: a.Peer, Gradient: a.Gradient})
 				return
 			}
@@ -757,7 +767,6 @@ func (w *world) fetchState(p *peer, a round.FetchState, job, tries int) {
 		}
 		switch {
 		case found:
-			p.states[s] = true
 			w.deliver(p, round.StateReady{Record: a.ID})
 		case tries > 0:
 			w.fetchState(p, a, job, tries-1)

@@ -115,7 +115,7 @@ func TestNoFaultsNoChoice(t *testing.T) {
 			cfg.Timeouts = Timeouts()
 			cfg.Timeouts.Start = 5 * time.Second
 			cfg.Timeouts.GradientMin = time.Second
-			cfg.Timeouts.BallotMin = 500 * time.Millisecond
+			cfg.Timeouts.GradientMax, cfg.Timeouts.BallotMin, cfg.Timeouts.BallotMax = 5*time.Second, time.Second, 5*time.Second
 			res, err := Run(cfg)
 			if err != nil {
 				failing(t, cfg, err)
