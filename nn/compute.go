@@ -243,6 +243,10 @@ func (m *Model) load(sample []float32, ws *Workspace) {
 		for y := range d.h {
 			src := sample[(c*d.h+y)*d.w:][:d.w]
 			dst := in[((y+d.pad)*(d.w+2*d.pad)+d.pad)*d.c+c:]
+			if d.c == 1 {
+				copy(dst, src)
+				continue
+			}
 			for x, v := range src {
 				dst[x*d.c] = v
 			}

@@ -193,7 +193,7 @@ func TestGradientLayers(t *testing.T) {
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
 	for _, spec := range layerSpecs() {
-		checkGradient(t, r, spec, 1+r.IntN(8), 40)
+		checkGradient(t, r, spec, 1+r.IntN(6), 25)
 	}
 }
 
@@ -201,13 +201,13 @@ func TestGradientModels(t *testing.T) {
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	r := rand.New(rand.NewPCG(seed, 0))
-	for name, count := range map[string]int{"logistic": 20, "mlp": 10, "lenet5": 4, "cnn": 4} {
+	for name, count := range map[string]int{"logistic": 20, "mlp": 4, "lenet5": 3, "cnn": 2} {
 		spec, err := Builtin(name)
 		if err != nil {
 			t.Fatal(err)
 		}
 		if name == "cnn" {
-			spec.Input = []int{1, 12, 12} // the reference is slow
+			spec.Input = []int{1, 8, 8} // the reference is slow
 		}
 		checkGradient(t, r, spec, 2, count)
 	}
@@ -222,7 +222,7 @@ func TestPlainGo(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	cmd := exec.Command(binary, "-test.run=^(TestGradient|TestGolden)", "-test.v")
+	cmd := exec.Command(binary, "-test.run=^(TestGradientLayers|TestGolden)$", "-test.v")
 	cmd.Env = append(os.Environ(), "SPIRT_NOASM=1")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v\n%s", err, out)
