@@ -187,6 +187,7 @@ func (in *instance) end(err error) {
 		failure = in.failureLocked(a, wasStarting, err)
 	}
 	doomed, pid, life := in.doomed, in.pid, time.Since(in.started)
+	p.roomLocked() // before the attempt ends: whoever learns of its end finds room
 	p.mu.Unlock()
 	if doomed != nil {
 		err = doomed
@@ -198,10 +199,8 @@ func (in *instance) end(err error) {
 	if in.out != nil {
 		in.out.close()
 	}
-	// Only now: who waits for the end of an attempt or an instance finds all of it accounted for.
 	p.mu.Lock()
-	p.roomLocked()
-	p.event("exit", in.pid)
+	p.event("exit", pid)
 	p.mu.Unlock()
 }
 

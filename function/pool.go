@@ -37,7 +37,7 @@ func (p *Platform) acquire(ctx context.Context, wait bool) grant {
 		p.mu.Unlock()
 		return grant{in: in}
 	}
-	patient := p.slots < p.cfg.Concurrency && len(p.waiters) < p.returning
+	patient := len(p.waiters) < p.returning && (p.slots < p.cfg.Concurrency || !wait)
 	if p.slots < p.cfg.Concurrency && !patient {
 		p.slots++
 		p.mu.Unlock()
