@@ -17,7 +17,7 @@ const (
 	// before it is no longer waited for.
 	missesAllowed = 3
 	// jumpHeights is how many heights must pass between two jumps ahead on
-	// the word of one peer, and maxJump how far one goes.
+	// the word of one peer, unless a slot failed, and maxJump how far one goes.
 	jumpHeights = 64
 	maxJump     = 1 << 20
 	// samples is how many durations the adaptive timeouts look back on, and
@@ -790,6 +790,17 @@ func (m *Machine) ahead(slot uint64) uint64 {
 	return best
 }
 
+// jump leaves the slot for a later one that others work at on the same head.
+func (m *Machine) jump() bool {
+	slot := m.ahead(m.slot)
+	if slot == m.slot {
+		return false
+	}
+	m.trim()
+	m.beginAt(slot)
+	return true
+}
+
 // beginSlot begins the next slot on the head.
 func (m *Machine) beginSlot() {
 	slot := m.nextSlot()
@@ -1001,8 +1012,7 @@ func (m *Machine) advance() bool {
 		if m.redirect() {
 			return true
 		}
-		if slot := m.ahead(m.slot); slot > m.slot {
-			m.beginAt(slot)
+		if m.jump() {
 			return true
 		}
 		if m.announced && !m.waited(m.announceDone) {
@@ -1016,7 +1026,7 @@ func (m *Machine) advance() bool {
 			return true
 		}
 	case phaseBallot:
-		if m.redirect() {
+		if m.redirect() || m.fails > 0 && m.jump() {
 			return true
 		}
 		if m.waited(ballotDone) {
@@ -1042,6 +1052,9 @@ func (m *Machine) advance() bool {
 					m.adopt(m.own, Recomputed)
 					return true
 				}
+			}
+			if m.fails > 0 && m.jump() {
+				return true
 			}
 			if !expired {
 				return false
@@ -1463,6 +1476,7 @@ func (m *Machine) failSlot(why string) {
 	m.target, m.own = nil, nil
 	m.fails++
 	for p := range m.peers {
+		m.peers[p].jumped = false
 		if m.peers[p].connected && !m.peers[p].waiting {
 			m.returns(Peer(p))
 		}

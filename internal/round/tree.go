@@ -135,10 +135,6 @@ func (t *tree) sweep(genesis, head *node, latest []latestSigned, connected func(
 		}
 	}
 	base := mark(head)
-	genesis.stamp = stamp
-	for _, n := range keep {
-		n.stamp = stamp
-	}
 	for p := range latest {
 		n := latest[p].node
 		if n == nil || n.stamp == stamp {
@@ -155,6 +151,10 @@ func (t *tree) sweep(genesis, head *node, latest []latestSigned, connected func(
 			continue
 		}
 		mark(n)
+	}
+	genesis.stamp = stamp
+	for _, n := range keep {
+		n.stamp = stamp
 	}
 	kept := t.nodes[:0]
 	for _, n := range t.nodes {
@@ -222,7 +222,7 @@ func (m *Machine) choose() *node {
 	}
 	best := own
 	for _, r := range roots {
-		if r == best || r.weight < need {
+		if r == best || r.weight < need || !r.live {
 			continue
 		}
 		better := r.weight > best.weight

@@ -51,8 +51,8 @@ type tail struct{ lines [][]byte }
 
 func (t *tail) Write(b []byte) (int, error) {
 	t.lines = append(t.lines, bytes.Clone(b))
-	if len(t.lines) > 6000 {
-		t.lines = append([][]byte(nil), t.lines[len(t.lines)-3000:]...)
+	if len(t.lines) > 60000 {
+		t.lines = append([][]byte(nil), t.lines[len(t.lines)-30000:]...)
 	}
 	return len(b), nil
 }
@@ -62,7 +62,7 @@ func failing(t *testing.T, cfg Config, err error) {
 	var last tail
 	cfg.Trace = &last
 	Run(cfg)
-	lines := last.lines[max(0, len(last.lines)-1500):]
+	lines := last.lines[max(0, len(last.lines)-6000):]
 	t.Errorf("%v\nreplay: go test ./internal/sim -run %s -seed %d -seeds 1\nplan: %+v\nlast lines of the trace:\n%s", err, t.Name(), cfg.Seed, cfg, bytes.Join(lines, nil))
 }
 
