@@ -34,6 +34,8 @@ type computer struct {
 type averaged struct {
 	hash treehash.Hash
 	loss float64 // mean over the minibatches in it
+	// release lets the average be dropped unless it is retained by then.
+	release func()
 }
 
 // average computes this peer's minibatches of a round (1, 2, ...) at the
@@ -104,7 +106,7 @@ func (c *computer) average(ctx context.Context, height uint64, parent round.Reco
 		}
 		return averaged{}, err
 	}
-	return averaged{h, sum / float64(counted)}, nil
+	return averaged{h, sum / float64(counted), func() { c.store.unpin(h) }}, nil
 }
 
 // maxLoss bounds a validation loss, which travels in millionths as an integer.

@@ -45,6 +45,13 @@ type result struct {
 	loss   *float64 // of a gradient, for the height
 	height uint64
 	err    error
+	done   func() // called once the event was handled or dropped; may be nil
+}
+
+func (r result) close() {
+	if r.done != nil {
+		r.done()
+	}
 }
 
 // maxFailures is how many averages may fail in a row before the peer gives
@@ -176,6 +183,7 @@ func (p *peer) run(ctx context.Context) error {
 			if err = r.err; err == nil {
 				err = p.result(ctx, r)
 			}
+			r.close()
 		case <-l.timer.C:
 			err = p.step(ctx, round.Timer{})
 		}
@@ -193,7 +201,7 @@ func (p *peer) network(ctx context.Context, e p2p.Event) error {
 		p.emit(Event{Event: "peer", Peer: e.Member + 1, State: "connected"})
 		return p.step(ctx, round.Connected{Peer: round.Peer(e.Member)})
 	case p2p.Disconnected:
-		if p.loop.head.Height < uint64(p.job.Rounds) { // at the end they leave
+		if p.loop.head.Height+1 < uint64(p.job.Rounds) { // at the end they leave
 			p.emit(Event{Event: "peer", Peer: e.Member + 1, State: "lost", Message: e.Reason})
 		}
 		return p.step(ctx, round.Disconnected{Peer: round.Peer(e.Member)})
@@ -310,6 +318,7 @@ func (p *peer) background(ctx context.Context, name string, f func(ctx context.C
 		select {
 		case l.results <- r:
 		case <-ctx.Done():
+			r.close()
 		}
 	}()
 }
@@ -331,6 +340,9 @@ func (p *peer) compute(ctx context.Context, a round.Compute, parent round.Record
 	}
 	avg, err := p.computer.average(ctx, a.Height, parent)
 	verr := <-validated
+	if err == nil {
+		failed.done = avg.release
+	}
 	if ctx.Err() != nil {
 		return failed
 	}
@@ -342,7 +354,7 @@ func (p *peer) compute(ctx context.Context, a round.Compute, parent round.Record
 		p.warn("round %d: no validation: %v", parent.Height, verr)
 		validation = round.Validation{}
 	}
-	return result{loss: &avg.loss, height: a.Height, event: round.GradientReady{
+	return result{loss: &avg.loss, height: a.Height, done: avg.release, event: round.GradientReady{
 		Slot: a.Slot, Parent: a.Parent, Gradient: avg.hash, Bytes: uint64(4 * p.store.params), Validation: validation,
 	}}
 }

@@ -21,9 +21,12 @@ import (
 // ErrInterrupted is returned by Train when its context was cancelled.
 var ErrInterrupted = errors.New("interrupted")
 
-// ErrUsage marks what the caller asked for as impossible: nothing was
-// started.
-var ErrUsage = errors.New("bad usage")
+// A UsageError says that what the caller asked for is not possible. Nothing
+// was started.
+type UsageError struct{ Err error }
+
+func (e *UsageError) Error() string { return e.Err.Error() }
+func (e *UsageError) Unwrap() error { return e.Err }
 
 // TrainConfig is what Train needs beside the job.
 type TrainConfig struct {
@@ -35,6 +38,8 @@ type TrainConfig struct {
 	// Listen is the address of peer 1, as host:port; peer n takes the port
 	// n-1 above it. Default: 127.0.0.1 with a free port for each.
 	Listen string
+	// Verbose has the peers log every action of the round protocol.
+	Verbose bool
 	// OnEvent is called with every event of the run in order, and with the
 	// line that stands in events.jsonl. It may be nil.
 	OnEvent func(e Event, line []byte)
@@ -54,18 +59,18 @@ const stopGrace = 10 * time.Second
 // The event returned is the run's "done".
 func Train(ctx context.Context, job Job, cfg TrainConfig) (Event, error) {
 	if err := job.Resolve(); err != nil {
-		return Event{}, fmt.Errorf("%w: %w", ErrUsage, err)
+		return Event{}, &UsageError{err}
 	}
 	_, data, err := job.open()
 	if err != nil {
-		return Event{}, fmt.Errorf("%w: %w", ErrUsage, err)
+		return Event{}, &UsageError{err}
 	}
 	if cfg.Executable == "" {
 		cfg.Executable = function.Self()
 	}
 	listen, err := peerAddresses(cfg.Listen, job.Peers)
 	if err != nil {
-		return Event{}, fmt.Errorf("%w: %w", ErrUsage, err)
+		return Event{}, &UsageError{err}
 	}
 	if err := createRun(cfg.Dir, job); err != nil {
 		return Event{}, err
@@ -82,7 +87,7 @@ func Train(ctx context.Context, job Job, cfg TrainConfig) (Event, error) {
 	if err := r.record("running", nil); err != nil {
 		return Event{}, err
 	}
-	exits, err := r.start(cfg.Executable, listen)
+	exits, err := r.start(cfg, listen)
 	if err != nil {
 		r.kill()
 		return Event{}, err
@@ -98,7 +103,7 @@ func createRun(dir string, job Job) error {
 		return err
 	}
 	if err := os.Mkdir(dir, 0o755); errors.Is(err, os.ErrExist) {
-		return fmt.Errorf("%w: the run folder %s exists: name another with --run, or remove it", ErrUsage, dir)
+		return &UsageError{fmt.Errorf("the run folder %s exists: name another with --run, or remove it", dir)}
 	} else if err != nil {
 		return fmt.Errorf("making the run folder: %w", err)
 	}
@@ -137,7 +142,7 @@ type exit struct {
 
 // start spawns every peer. Each is the leader of a process group and writes
 // to files only, so that it lives on when this process is killed.
-func (r *run) start(executable string, listen []string) (<-chan exit, error) {
+func (r *run) start(cfg TrainConfig, listen []string) (<-chan exit, error) {
 	exits := make(chan exit, len(r.peers))
 	for i := range r.peers {
 		n := i + 1
@@ -145,7 +150,10 @@ func (r *run) start(executable string, listen []string) (<-chan exit, error) {
 		if err != nil {
 			return nil, err
 		}
-		cmd := exec.Command(executable, "peer", "--run", r.dir, "--peer", strconv.Itoa(n), "--listen", listen[i])
+		cmd := exec.Command(cfg.Executable, "peer", "--run", r.dir, "--peer", strconv.Itoa(n), "--listen", listen[i])
+		if cfg.Verbose {
+			cmd.Args = append(cmd.Args, "--verbose")
+		}
 		cmd.Args[0] = "spirt" // for those who list processes
 		cmd.Stdout, cmd.Stderr = log, log
 		ownGroup(cmd)

@@ -24,12 +24,13 @@ type store struct {
 
 	mu     sync.Mutex
 	bodies map[treehash.Hash]string // key of the bytes that have this hash
+	pinned map[treehash.Hash]int    // averages that the loop has not heard of
 
 	applying sync.Mutex // there is one candidate at a time
 }
 
 func newStore(db *tensordb.DB, prefix string, c optim.Config, params int) *store {
-	return &store{db: db, prefix: prefix, optim: c, params: params, bodies: map[treehash.Hash]string{}}
+	return &store{db: db, prefix: prefix, optim: c, params: params, bodies: map[treehash.Hash]string{}, pinned: map[treehash.Hash]int{}}
 }
 
 func (s *store) key(name string) string { return s.prefix + name }
@@ -103,7 +104,7 @@ func (s *store) putAverage(h treehash.Hash, data []byte) error {
 }
 
 // finishAverage turns an accumulator into this peer's average, and returns
-// its hash and how many minibatches it contains.
+// its hash and how many minibatches it contains. It is kept until unpin.
 func (s *store) finishAverage(acc string) (h treehash.Hash, counted int, err error) {
 	defer s.db.Delete(acc)
 	dst := acc + "/average"
@@ -120,11 +121,23 @@ func (s *store) finishAverage(acc string) (h treehash.Hash, counted int, err err
 		s.db.Delete(dst)
 		return h, 0, fmt.Errorf("the average of %d minibatches: %w", counted, err)
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
 	if err := s.db.Rename(s.averageKey(h), dst); err != nil {
 		return h, 0, err
 	}
-	s.offer(h, s.averageKey(h))
+	s.bodies[h] = s.averageKey(h)
+	s.pinned[h]++
 	return h, counted, nil
+}
+
+// unpin lets retain drop an average of finishAverage.
+func (s *store) unpin(h treehash.Hash) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.pinned[h]--; s.pinned[h] == 0 {
+		delete(s.pinned, h)
+	}
 }
 
 // apply aggregates the averages of a set, in its order, updates the parent's
@@ -214,6 +227,11 @@ func (s *store) retain(states []round.Record, averages []treehash.Hash) {
 	for _, h := range averages {
 		keep[s.averageKey(h)] = true
 	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for h := range s.pinned {
+		keep[s.averageKey(h)] = true
+	}
 	for _, kind := range []string{"state/", "average/"} {
 		for _, key := range s.db.Keys(s.key(kind)) {
 			if !keep[key] {
@@ -221,8 +239,6 @@ func (s *store) retain(states []round.Record, averages []treehash.Hash) {
 			}
 		}
 	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
 	for h, key := range s.bodies {
 		if !keep[key] {
 			delete(s.bodies, h)

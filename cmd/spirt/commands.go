@@ -19,6 +19,7 @@ import (
 
 func peerCommand(stderr io.Writer) *cobra.Command {
 	var cfg spirt.PeerConfig
+	var verbose bool
 	c := &cobra.Command{
 		Use:   "peer",
 		Short: "Run one peer of a run (spirt train starts these)",
@@ -28,15 +29,20 @@ func peerCommand(stderr io.Writer) *cobra.Command {
 		Example: "  spirt peer --run runs/mine --peer 3",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if cfg.Run == "" || cfg.Peer == 0 {
-				return usageError{errors.New("peer needs --run and --peer (see `spirt peer --help`)")}
+				return usage(errors.New("peer needs --run and --peer (see `spirt peer --help`)"))
 			}
-			cfg.Logger = slog.New(slog.NewTextHandler(stderr, nil))
+			level := slog.LevelInfo
+			if verbose {
+				level = slog.LevelDebug
+			}
+			cfg.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
 			return spirt.RunPeer(c.Context(), cfg)
 		},
 	}
 	c.Flags().StringVar(&cfg.Run, "run", "", "run folder")
 	c.Flags().IntVar(&cfg.Peer, "peer", 0, "which peer of the run, from 1")
 	c.Flags().StringVar(&cfg.Listen, "listen", "127.0.0.1:0", "host:port to listen on; port 0 takes a free one")
+	c.Flags().BoolVar(&verbose, "verbose", false, "log every action of the round protocol")
 	return c
 }
 
@@ -47,7 +53,7 @@ func functionCommand(stderr io.Writer) *cobra.Command {
 		Long: "Function is what a peer starts as an instance: with AWS_LAMBDA_RUNTIME_API set it polls\n" +
 			"that runtime for invocations. docs/functions.md has the event and the result.",
 		RunE: func(c *cobra.Command, _ []string) error {
-			return usageError{errors.New("AWS_LAMBDA_RUNTIME_API is not set: instances are started by a peer, by AWS Lambda or by `spirt function serve`")}
+			return usage(errors.New("AWS_LAMBDA_RUNTIME_API is not set: instances are started by a peer, by AWS Lambda or by `spirt function serve`"))
 		},
 	}
 	serve := function.ServeConfig{Ready: func(at net.Addr) {
@@ -94,7 +100,7 @@ func evalCommand(stdout io.Writer) *cobra.Command {
 		Example: "  spirt eval --run runs/mine\n  spirt eval --run runs/mine --data idx:~/t10k --json",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if dir == "" {
-				return usageError{errors.New("eval needs --run with a run folder (see `spirt eval --help`)")}
+				return usage(errors.New("eval needs --run with a run folder (see `spirt eval --help`)"))
 			}
 			e, err := spirt.Eval(dir, data)
 			if err != nil {

@@ -33,10 +33,8 @@ func main() {
 	os.Exit(run(ctx, os.Args[1:], os.Stdout, os.Stderr))
 }
 
-// usageError marks an error in the words of the command line.
-type usageError struct{ error }
-
-func (e usageError) Unwrap() error { return e.error }
+// usage marks an error as one of how the command was called.
+func usage(err error) error { return &spirt.UsageError{Err: err} }
 
 // run runs one command and returns its exit code.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
@@ -55,14 +53,14 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetErr(stderr)
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
-		return usageError{fmt.Errorf("%w (see `%s --help`)", err, c.CommandPath())}
+		return usage(fmt.Errorf("%w (see `%s --help`)", err, c.CommandPath()))
 	})
 	root.AddCommand(trainCommand(stdout, stderr), peerCommand(stderr), functionCommand(stderr), evalCommand(stdout), versionCommand(stdout))
 	for _, c := range root.Commands() {
 		if c.Args == nil {
 			c.Args = func(c *cobra.Command, args []string) error {
 				if len(args) > 0 {
-					return usageError{fmt.Errorf("%s takes no argument %q (see `%s --help`)", c.CommandPath(), args[0], c.CommandPath())}
+					return usage(fmt.Errorf("%s takes no argument %q (see `%s --help`)", c.CommandPath(), args[0], c.CommandPath()))
 				}
 				return nil
 			}
@@ -77,18 +75,15 @@ func report(stderr io.Writer, err error) int {
 	if err == nil {
 		return spirt.ExitDone
 	}
-	var usage usageError
+	var wrong *spirt.UsageError
 	switch {
 	case errors.Is(err, spirt.ErrInterrupted), errors.Is(err, context.Canceled):
 		fmt.Fprintln(stderr, "spirt: interrupted")
 		return spirt.ExitInterrupted
-	case errors.As(err, &usage), errors.Is(err, spirt.ErrUsage):
+	case errors.As(err, &wrong), isUnknownCommand(err):
 		fmt.Fprintln(stderr, "spirt:", err)
 		return spirt.ExitUsage
 	}
 	fmt.Fprintln(stderr, "spirt:", err)
-	if len(os.Args) > 1 && isUnknownCommand(err) {
-		return spirt.ExitUsage
-	}
 	return spirt.ExitFailed
 }

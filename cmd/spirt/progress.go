@@ -19,6 +19,7 @@ import (
 type progress struct {
 	w        io.Writer
 	job      spirt.Job
+	dir      string
 	started  time.Time
 	lastLine time.Time
 	round    uint64
@@ -35,10 +36,16 @@ type progress struct {
 const plainEvery = 2 * time.Second
 
 func newProgress(w io.Writer, job spirt.Job, dir string) *progress {
-	p := &progress{w: w, job: job, started: time.Now(), accuracy: -1}
+	return &progress{w: w, job: job, dir: dir, accuracy: -1}
+}
+
+// start says what is trained, once the peers are started.
+func (p *progress) start() {
+	w, job := p.w, p.job
+	p.started = time.Now()
 	p.lastLine = p.started
 	fmt.Fprintf(w, "training %s on %s: %d peers, %d rounds of %d x %d samples each, run folder %s\n",
-		job.Model, job.Data, job.Peers, job.Rounds, job.BatchesPerRound, job.BatchSize, dir)
+		job.Model, job.Data, job.Peers, job.Rounds, job.BatchesPerRound, job.BatchSize, p.dir)
 	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
 		p.bars = mpb.New(mpb.WithOutput(w), mpb.WithWidth(40), mpb.WithRefreshRate(150*time.Millisecond))
 		p.bar = p.bars.AddBar(int64(job.Rounds),
@@ -46,7 +53,6 @@ func newProgress(w io.Writer, job spirt.Job, dir string) *progress {
 			mpb.AppendDecorators(decor.Any(func(s decor.Statistics) string { return p.text(s.Current) })),
 		)
 	}
-	return p
 }
 
 // text is the part of the bar after the bar itself.
@@ -66,6 +72,9 @@ func (p *progress) text(round int64) string {
 }
 
 func (p *progress) event(e spirt.Event) {
+	if p.started.IsZero() {
+		p.start()
+	}
 	switch e.Event {
 	case "round":
 		if e.Round <= p.round {
@@ -94,11 +103,14 @@ func (p *progress) event(e spirt.Event) {
 		if e.State == "started" || e.State == "finished" || (e.By != 0 && e.State == "connected") {
 			return
 		}
-		if e.By != 0 {
-			p.say("peer %d: peer %d %s %s", e.By, e.Peer, e.State, e.Message)
-		} else {
-			p.say("peer %d %s %s", e.Peer, e.State, e.Message)
+		text := fmt.Sprintf("peer %d %s", e.Peer, e.State)
+		if e.Message != "" {
+			text += ": " + e.Message
 		}
+		if e.By != 0 {
+			text = fmt.Sprintf("peer %d: %s", e.By, text)
+		}
+		p.say("%s", text)
 	case "warning":
 		p.say("peer %d: %s", e.Peer, e.Message)
 	}

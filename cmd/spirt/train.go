@@ -14,6 +14,7 @@ import (
 
 func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	job := spirt.DefaultJob()
+	job.Byzantine = 0 // follows from --peers
 	target := "off"
 	var cfg spirt.TrainConfig
 	var asJSON bool
@@ -30,10 +31,10 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 			"  spirt train --json | jq 'select(.event==\"validation\")'",
 		RunE: func(c *cobra.Command, _ []string) error {
 			if err := setTarget(&job, target); err != nil {
-				return usageError{err}
+				return usage(err)
 			}
 			if err := requirePositive(c, "peers", "rounds", "batch-size", "batches-per-round", "lr"); err != nil {
-				return usageError{err}
+				return usage(err)
 			}
 			if cfg.Dir == "" {
 				cfg.Dir = filepath.Join("runs", time.Now().Format("20060102-150405")+"-"+job.Model)
@@ -67,6 +68,7 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	f.Uint64Var(&job.Seed, "seed", job.Seed, "fixes the initial parameters and the order of the data")
 	f.StringVar(&cfg.Dir, "run", "", "run folder, which must not exist (default runs/<time>-<model>)")
 	f.StringVar(&cfg.Listen, "listen", "", "host:port of peer 1; peer n takes the port n-1 above (default loopback, free ports)")
+	f.BoolVar(&cfg.Verbose, "verbose", false, "have the peers log every action of the round protocol")
 	f.BoolVar(&asJSON, "json", false, "write events to standard output, one JSON object a line")
 	return c
 }
