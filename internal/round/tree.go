@@ -27,8 +27,8 @@ type node struct {
 
 	// Scratch of one fork choice, valid where stamp is the choice's number.
 	stamp  uint64
-	weight int  // latest signers in the subtree
-	live   bool // one of them is connected
+	weight int  // connected latest signers in the subtree, and this peer
+	live   bool // one of them is another peer
 	lowest Peer // the first of them in roster order
 	tried  uint64
 }
@@ -195,14 +195,19 @@ func (m *Machine) threshold() int {
 
 // choose is the fork choice: from the root of the tree to the child whose
 // subtree has most latest signers, and on. It returns the head unless there is
-// a better record whose state can be had.
+// a better record whose state can be had. Only this peer's and connected
+// members' signatures count: how long one remembers those that are gone
+// differs from peer to peer, and nobody could give the state.
 func (m *Machine) choose() *node {
 	t := &m.tree
 	t.choices++
 	stamp := t.choices
 	roots := t.roots[:0]
 	for p := range m.latest {
-		here := Peer(p) != m.cfg.Self && m.peers[p].connected
+		here := m.peers[p].connected
+		if !here && Peer(p) != m.cfg.Self {
+			continue
+		}
 		for n := m.latest[p].node; n != nil; n = n.parent {
 			if n.stamp != stamp {
 				n.stamp, n.weight, n.live, n.lowest = stamp, 0, false, Peer(p)

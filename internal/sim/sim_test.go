@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -46,24 +48,19 @@ func chaos(seed uint64) Config {
 	return cfg
 }
 
-// tail keeps the last lines of a trace.
-type tail struct{ lines [][]byte }
-
-func (t *tail) Write(b []byte) (int, error) {
-	t.lines = append(t.lines, bytes.Clone(b))
-	if len(t.lines) > 60000 {
-		t.lines = append([][]byte(nil), t.lines[len(t.lines)-30000:]...)
-	}
-	return len(b), nil
-}
-
+// failing runs a failing plan again, with a trace.
 func failing(t *testing.T, cfg Config, err error) {
 	t.Helper()
-	var last tail
-	cfg.Trace = &last
+	var trace bytes.Buffer
+	cfg.Trace = &trace
 	Run(cfg)
-	lines := last.lines[max(0, len(last.lines)-6000):]
-	t.Errorf("%v\nreplay: go test ./internal/sim -run %s -seed %d -seeds 1\nplan: %+v\nlast lines of the trace:\n%s", err, t.Name(), cfg.Seed, cfg, bytes.Join(lines, nil))
+	all := filepath.Join(os.TempDir(), fmt.Sprintf("spirt-sim-%d.trace", cfg.Seed))
+	if werr := os.WriteFile(all, trace.Bytes(), 0o600); werr != nil {
+		all = werr.Error()
+	}
+	lines := bytes.SplitAfter(trace.Bytes(), []byte("\n"))
+	lines = lines[max(0, len(lines)-60):]
+	t.Errorf("%v\nreplay: go test ./internal/sim -run %s -seed %d -seeds 1\nplan: %+v\nwhole trace: %s\nits last lines:\n%s", err, t.Name(), cfg.Seed, cfg, all, bytes.Join(lines, nil))
 }
 
 func TestChaos(t *testing.T) {
