@@ -2,7 +2,9 @@
 """Times PyTorch on the models of package nn, to compare with
 `go test -bench Step ./nn`. Prints one JSON object: for LeNet-5 forward,
 backward and SGD step, and for the wider CNN forward and backward, the median
-and the minimum in ms of a batch of 64 on one thread."""
+and the minimum in ms of a batch of 64 on one thread. gemm512_gflops tells how
+good the BLAS library is that PyTorch found: Debian's reference BLAS reaches 5,
+OpenBLAS on the same machine 90. Compare with the latter."""
 
 import argparse
 import json
@@ -44,6 +46,16 @@ def measure(net, batch, steps, sgd):
     return {"median_ms": round(statistics.median(times), 3), "min_ms": round(min(times), 3), "steps": steps}
 
 
+def gemm(n=512, times=30):
+    a, b = torch.randn(n, n), torch.randn(n, n)
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        torch.mm(a, b)
+        best = min(best, time.perf_counter() - start)
+    return round(2 * n ** 3 / best / 1e9, 1)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch", type=int, default=64)
@@ -55,6 +67,7 @@ def main():
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
         "batch": args.batch,
+        "gemm512_gflops": gemm(),
         "lenet5": measure(lenet5(), args.batch, args.steps, True),
         "cnn": measure(cnn(), args.batch, max(1, args.steps // 5), False),
     }))

@@ -5,6 +5,7 @@ import (
 	"math"
 	"math/rand/v2"
 	"testing"
+	"time"
 )
 
 func random(r *rand.Rand, n int) []float32 {
@@ -201,9 +202,13 @@ func BenchmarkGEMM512(b *testing.B) {
 	r := rand.New(rand.NewPCG(1, 1))
 	x, y, c := random(r, n*n), random(r, n*n), make([]float32, n*n)
 	packed := make([]float32, PackedLen(n, n))
+	least := time.Hour
 	for b.Loop() {
+		start := time.Now()
 		Pack(packed, y, n, n, n, false)
 		MulPacked(c, n, x, n, packed, n, n, n, nil, false, false)
+		least = min(least, time.Since(start))
 	}
+	b.ReportMetric(2*n*n*n/float64(least.Nanoseconds()), "max-GFLOP/s")
 	b.ReportMetric(2*n*n*n*float64(b.N)/float64(b.Elapsed().Nanoseconds()), "GFLOP/s")
 }
