@@ -383,6 +383,13 @@ func (p *peer) fetch(ctx context.Context, a round.Fetch) result {
 	return result{event: round.BodyReady{Peer: a.Peer, Gradient: a.Gradient}}
 }
 
+// stateTime bounds the search for a state, beside the time that its bytes take
+// at the slowest rate that is waited for, in bytes a second.
+const (
+	stateTime = 3 * time.Second
+	slowest   = 256 << 10
+)
+
 // fetchTime bounds the search for an average that the machine still wants.
 const fetchTime = 30 * time.Second
 
@@ -423,7 +430,11 @@ func (p *peer) fetchState(ctx context.Context, a round.FetchState) result {
 		}
 		return result{event: round.StateReady{Record: a.ID}}
 	}
+	// Whoever has it answers at once; those who have gone on do not, and then
+	// a later state is the better one to go for.
 	n := p.store.params
+	ctx, cancel := context.WithTimeout(ctx, stateTime+time.Duration(4*n)*time.Second/slowest)
+	defer cancel()
 	params, err := p.host.Fetch(ctx, a.Record.Model, int64(4*n), p.sources(a.Holders))
 	if err != nil {
 		p.log.Info("no state", "round", a.Record.Height, "err", err)

@@ -3,7 +3,9 @@ package spirt
 import (
 	"fmt"
 	"strconv"
+	"strings"
 	"sync"
+	"time"
 
 	"github.com/spirt-ml/spirt/internal/round"
 	"github.com/spirt-ml/spirt/internal/treehash"
@@ -25,12 +27,14 @@ type store struct {
 	mu     sync.Mutex
 	bodies map[treehash.Hash]string // key of the bytes that have this hash
 	pinned map[treehash.Hash]int    // averages that the loop has not heard of
+	served map[string]time.Time     // when a state was last asked for, by key
 
 	applying sync.Mutex // there is one candidate at a time
 }
 
 func newStore(db *tensordb.DB, prefix string, c optim.Config, params int) *store {
-	return &store{db: db, prefix: prefix, optim: c, params: params, bodies: map[treehash.Hash]string{}, pinned: map[treehash.Hash]int{}}
+	return &store{db: db, prefix: prefix, optim: c, params: params, bodies: map[treehash.Hash]string{}, pinned: map[treehash.Hash]int{},
+		served: map[string]time.Time{}}
 }
 
 func (s *store) key(name string) string { return s.prefix + name }
@@ -57,6 +61,9 @@ func (s *store) averageKey(h treehash.Hash) string { return s.key("average/" + h
 func (s *store) Body(h treehash.Hash) (data []byte, release func(), ok bool) {
 	s.mu.Lock()
 	key, ok := s.bodies[h]
+	if ok && strings.HasPrefix(key, s.key("state/")) {
+		s.served[key] = time.Now()
+	}
 	s.mu.Unlock()
 	if !ok {
 		return nil, nil, false
@@ -210,6 +217,14 @@ func (s *store) putState(params, optimizer []byte, height uint64) (model, state 
 	return s.keepState(height, p, o)
 }
 
+// A state that somebody fetches is kept for a lease after each request, so that
+// who catches up gets a whole state while the others train on; only so many,
+// whatever is asked for.
+const (
+	lease     = 5 * time.Second
+	maxLeased = 8
+)
+
 // hasState reports whether the state of a record is here.
 func (s *store) hasState(r round.Record) bool {
 	params, opt := s.stateKeys(r)
@@ -231,6 +246,15 @@ func (s *store) retain(states []round.Record, averages []treehash.Hash) {
 	defer s.mu.Unlock()
 	for h := range s.pinned {
 		keep[s.averageKey(h)] = true
+	}
+	leased := 0
+	for key, at := range s.served {
+		if time.Since(at) > lease {
+			delete(s.served, key)
+		} else if !keep[key] && leased < maxLeased {
+			keep[key] = true
+			leased++
+		}
 	}
 	for _, kind := range []string{"state/", "average/"} {
 		for _, key := range s.db.Keys(s.key(kind)) {

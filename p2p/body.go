@@ -81,12 +81,14 @@ func (h *Host) serve(s *session, stream network.Stream) {
 		return
 	}
 	h.cfg.Logger.Debug("p2p: serving a body", "member", s.member.index, "err", err)
-	stream.Reset()
 	var bad errProtocol
 	if errors.As(err, &bad) {
+		stream.Close() // and not Reset: the status is to arrive
 		h.counts.malformed.Add(1)
 		h.blame(s.member, err.Error())
+		return
 	}
+	stream.Reset()
 }
 
 func (h *Host) serveAll(stream network.Stream) error {

@@ -30,6 +30,7 @@ type Host struct {
 	counts  counters
 	bodies  bodyServer
 	start   time.Time
+	links   chan struct{} // holds one token when a member came or went
 
 	stop   chan struct{}      // closed when Close stops all goroutines
 	cancel context.CancelFunc // closes stop, and ends the context that goroutines get
@@ -86,7 +87,7 @@ func New(cfg Config) (*Host, error) {
 		index:    make(map[peer.ID]int, len(cfg.Members)),
 		events:   newEventQueue(cfg.Limits.Events),
 		sessions: make(map[network.Conn]*session),
-		gone:     make(chan struct{}), stop: make(chan struct{}),
+		gone:     make(chan struct{}), stop: make(chan struct{}), links: make(chan struct{}, 1),
 	}
 	ctx, cancel := context.WithCancel(context.Background())
 	h.cancel = sync.OnceFunc(func() { close(h.stop); cancel() })
@@ -101,14 +102,13 @@ func New(cfg Config) (*Host, error) {
 	}
 	h.net.swarm.SetStreamHandler(h.handleStream)
 	h.net.swarm.Notify(&network.NotifyBundle{ConnectedF: func(_ network.Network, c network.Conn) { h.connected(ctx, c) }})
+	go h.events.run(h.stop)
 	for _, l := range cfg.Listen {
 		if err := h.net.listen(l); err != nil {
-			h.cancel()
-			h.net.close()
+			h.Close() // the first error is the one to report
 			return nil, fmt.Errorf("p2p: %w", err)
 		}
 	}
-	go h.events.run(h.stop)
 	h.spawn(h.beat)
 	for _, m := range h.members {
 		if m.index != self {

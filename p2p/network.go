@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/connmgr"
@@ -13,6 +14,7 @@ import (
 	"github.com/libp2p/go-libp2p/core/network"
 	"github.com/libp2p/go-libp2p/core/peer"
 	"github.com/libp2p/go-libp2p/core/sec"
+	"github.com/libp2p/go-libp2p/gologshim"
 	"github.com/libp2p/go-libp2p/p2p/host/eventbus"
 	"github.com/libp2p/go-libp2p/p2p/host/peerstore/pstoremem"
 	rcmgr "github.com/libp2p/go-libp2p/p2p/host/resource-manager"
@@ -84,6 +86,11 @@ func newFabric(key ed25519.PrivateKey, members int, limits Limits, gate connmgr.
 	return n, n.swarm.AddTransport(transport)
 }
 
+// LogLibrary sends what libp2p itself logs to handler instead of to standard
+// error. It holds for the whole process and must be called before the first
+// New.
+func LogLibrary(handler slog.Handler) { gologshim.SetDefaultHandler(handler) }
+
 func newMuxer() *yamux.Transport {
 	c := *yamux.DefaultTransport
 	// One frame, header included, then fits one Noise message of at most 65,519
@@ -145,9 +152,6 @@ func (n *fabric) listen(s string) error {
 		return fmt.Errorf("listening on %s: leave the identity out of it", s)
 	}
 	if err := n.swarm.AddListenAddr(addr); err != nil {
-		if errors.Is(err, swarm.ErrNoTransport) {
-			return fmt.Errorf("listening on %s: want an IP address, not a name", s)
-		}
 		return listenError(s, err)
 	}
 	return nil

@@ -13,9 +13,9 @@ import (
 )
 
 const (
-	helloTime = 5 * time.Second  // from a connection to hellos in both directions
-	writeTime = 10 * time.Second // one write; a silent member is noticed earlier
-	batchSize = 32 << 10         // frames are gathered up to this before a write
+	helloBeats = 20               // heartbeat intervals from a connection to hellos in both directions
+	writeTime  = 10 * time.Second // one write; a silent member is noticed earlier
+	batchSize  = 32 << 10         // frames are gathered up to this before a write
 )
 
 // session is one connection to a member with its message stream. Fields below
@@ -35,7 +35,7 @@ type session struct {
 	up, dropped bool
 	upAt        time.Duration
 	run         uint64 // the run the member's hello named
-	surplus     int    // heartbeats until it is closed in favour of another; 0: it stays
+	surplus     bool   // it is to be closed in favour of another
 	peers       bitset // whom the member is connected to; nil until it says
 	queue       []outFrame
 	wanted      []*keptMessage
@@ -132,7 +132,7 @@ func (h *Host) dropLocked(s *session, why string) {
 	}
 	if len(m.sessions) == 0 {
 		h.events.put(Disconnected{Member: m.index, Reason: why})
-		h.beatLocked()
+		h.linksChanged()
 		m.poke()
 	}
 }
@@ -140,7 +140,7 @@ func (h *Host) dropLocked(s *session, why string) {
 // greet gets the message stream and exchanges hellos on it. Then the session
 // is up, and its writer runs.
 func (h *Host) greet(ctx context.Context, s *session) (*bufio.Reader, error) {
-	ctx, cancel := context.WithTimeout(ctx, helloTime)
+	ctx, cancel := context.WithTimeout(ctx, helloBeats*h.cfg.Heartbeat)
 	defer cancel()
 	first := appendFrame(nil, frameHello, h.hello.append(nil))
 	if s.dialled {
@@ -162,7 +162,7 @@ func (h *Host) greet(ctx context.Context, s *session) (*bufio.Reader, error) {
 			return nil, errors.New("it opened no stream for messages")
 		}
 	}
-	if err := s.stream.SetDeadline(time.Now().Add(helloTime)); err != nil {
+	if err := s.stream.SetDeadline(time.Now().Add(helloBeats * h.cfg.Heartbeat)); err != nil {
 		return nil, fmt.Errorf("greeting: %w", err)
 	}
 	if _, err := s.stream.Write(first); err != nil {
@@ -227,13 +227,13 @@ func (h *Host) upLocked(s *session, run uint64) {
 		m.poke()
 	}
 	h.wg.Go(func() { h.write(s) })
-	h.beatLocked()
+	h.linksChanged()
 	h.offerLocked(s, 0)
 }
 
 // settleLocked chooses between two connections to one member. Both sides keep
-// the one that the smaller identity dialled. The other is closed two heartbeats
-// later: by then both sides have the first one up.
+// the one that the smaller identity dialled. The other is closed once a
+// heartbeat came over the first one, which shows that it is up on both sides.
 func (h *Host) settleLocked(s, other *session) {
 	m := s.member
 	keep, drop := s, other
@@ -247,7 +247,7 @@ func (h *Host) settleLocked(s, other *session) {
 	} else if s.dialled != (h.members[h.self].id < m.id) {
 		keep, drop = other, s
 	}
-	drop.surplus = 2
+	drop.surplus = true
 	if keep == s {
 		m.sessions = append([]*session{s}, m.sessions...)
 	} else {
@@ -406,19 +406,41 @@ func (h *Host) write(s *session) {
 	}
 }
 
-// beat sends heartbeats and looks for those that others miss.
+// linksChanged makes beat tell all members soon.
+func (h *Host) linksChanged() {
+	select {
+	case h.links <- struct{}{}:
+	default:
+	}
+}
+
+// beat sends heartbeats and looks for those that others miss. When members
+// come or go it sends one at once, but not one for each of many: n members that
+// start together would send n cubed.
 func (h *Host) beat() {
 	interval := h.cfg.Heartbeat
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	last := h.now()
+	soon := time.NewTimer(interval)
+	defer soon.Stop()
+	last, sent := h.now(), time.Duration(0)
 	for {
 		select {
 		case <-tick.C:
+		case <-h.links:
+			soon.Reset(max(0, sent+interval/16-h.now()))
+			continue
+		case <-soon.C:
+			sent = h.now()
+			h.mu.Lock()
+			h.beatLocked()
+			h.mu.Unlock()
+			continue
 		case <-h.stop:
 			return
 		}
 		now := h.now()
+		sent = now
 		// Where this process itself was stopped, what members sent meanwhile
 		// still waits to be read.
 		stopped := now-last > 3*interval
@@ -436,11 +458,9 @@ func (h *Host) beat() {
 				h.dropLocked(s, fmt.Sprintf("no heartbeat for %v", silent.Round(time.Millisecond)))
 				continue
 			}
-			if s.surplus > 0 {
-				if s.surplus--; s.surplus == 0 && len(s.member.sessions) > 1 {
-					h.dropLocked(s, "there is another connection to it")
-					continue
-				}
+			if first := s.member.session(); s.surplus && first != s && first.peers != nil {
+				h.dropLocked(s, "there is another connection to it")
+				continue
 			}
 			h.offerLocked(s, interval)
 		}
@@ -476,7 +496,7 @@ func (h *Host) handleStream(stream network.Stream) {
 }
 
 func (h *Host) accept(stream network.Stream) {
-	if err := stream.SetDeadline(time.Now().Add(helloTime)); err != nil {
+	if err := stream.SetDeadline(time.Now().Add(helloBeats * h.cfg.Heartbeat)); err != nil {
 		stream.Reset()
 		return
 	}

@@ -159,7 +159,6 @@ type mutant struct {
 	repeatSlot      bool // begin a failed slot again under its number
 	noPersist       bool // sign before the watermark is on disk
 	holdAll         bool // forget nothing
-	arrivalOrder    bool // count only the first ballots
 }
 
 // New checks the configuration. The machine does nothing before Start.
@@ -1076,6 +1075,7 @@ func (m *Machine) advance() bool {
 			m.stateLost(TimeoutState)
 			return true
 		}
+		return m.repursue()
 	case phaseFinal:
 		if m.redirect() {
 			return true
@@ -1170,6 +1170,24 @@ func (m *Machine) pursue(n *node) {
 		m.deadline = m.now + m.limits.State
 		m.emit(FetchState{Record: n.rec, ID: n.id, Holders: m.holders(n)})
 	}
+}
+
+// settle is how long the goal of a pursuit may still move: a peer that comes
+// late hears of old records first, whose states nobody keeps.
+const settle = 500 * time.Millisecond
+
+// repursue goes for a later head if that becomes known early in a pursuit.
+// Afterwards the goal stands, or a fast run would always be ahead.
+func (m *Machine) repursue() bool {
+	if !m.dirty || m.now > m.deadline-m.limits.State+settle {
+		return false
+	}
+	m.dirty = false
+	if n := m.choose(); n != m.pursued && n != m.head {
+		m.pursue(n)
+		return true
+	}
+	return false
 }
 
 // holders lists the connected members, those first that should have the state
@@ -1268,7 +1286,7 @@ func (m *Machine) decide() {
 	ballots, c := 0, m.scratch[:0]
 	for p := range m.peers {
 		h := m.here(Peer(p))
-		if h == nil || !h.balloted || m.mutant.arrivalOrder && ballots > m.cfg.F {
+		if h == nil || !h.balloted {
 			continue
 		}
 		ballots++

@@ -182,11 +182,12 @@ func (t *tree) sweep(genesis, head *node, latest []latestSigned, connected func(
 }
 
 // threshold is how many latest signers a record needs to be gone to: at least
-// one honest peer must be among them, or all others that are connected.
+// one honest peer must be among them, or all others that are connected or may
+// still connect at the start.
 func (m *Machine) threshold() int {
 	others := 0
 	for p := range m.peers {
-		if m.peers[p].connected {
+		if m.other(Peer(p)) && m.present(Peer(p)) {
 			others++
 		}
 	}

@@ -49,6 +49,9 @@ type Config struct {
 	Failures   float64
 	Late       []int // peers that start only after Timeouts.Start
 	Dead       []int // peers that crash in Chaos and never return
+	// Liars equivocate, sign records whose model does not follow, withhold
+	// bodies and flood. They go on after Chaos.
+	Liars []int
 
 	Timeouts round.Timeouts // zero: Timeouts()
 	// New makes a machine; nil: round.New.
@@ -114,6 +117,7 @@ type stored struct {
 
 type peer struct {
 	id      int
+	liar    bool
 	up      bool
 	paused  bool
 	backlog []func()
@@ -204,6 +208,7 @@ func Run(cfg Config) (Result, error) {
 		if slices.Contains(cfg.Slow, i) {
 			p.speed *= 5
 		}
+		p.liar = slices.Contains(cfg.Liars, i)
 		w.peers = append(w.peers, p)
 	}
 	w.plan()
@@ -316,7 +321,9 @@ func (w *world) heal() {
 		if !p.up && !slices.Contains(w.cfg.Dead, p.id) {
 			w.start(p)
 		}
-		w.goal = max(w.goal, p.height)
+		if !p.liar {
+			w.goal = max(w.goal, p.height)
+		}
 	}
 	w.goal += 3
 	w.healed, w.healedAt = true, w.now
@@ -468,6 +475,9 @@ func (w *world) step(p *peer, ev round.Event) {
 		}
 		w.execute(p, a)
 	}
+	if p.liar {
+		return
+	}
 	st := p.machine.Stats()
 	n := w.cfg.Peers
 	if st.Records > 140*(n+2) || st.Bodies > 12*n+12 || st.Messages > 8*n || st.States > 5 || len(p.states) > 12 || len(p.bodies) > 16*n+16 {
@@ -500,7 +510,7 @@ func (w *world) execute(p *peer, a round.Action) {
 		w.send(p, a.Message)
 	case round.Compute:
 		parent := w.records[a.Parent]
-		if !p.states[stateOf(parent)] {
+		if !p.liar && !p.states[stateOf(parent)] {
 			w.fail("peer %d computes on %s without its state", p.id, a.Parent.Short())
 		}
 		p.compute++
@@ -523,11 +533,11 @@ func (w *world) execute(p *peer, a round.Action) {
 		w.fetchBody(p, a, 3)
 	case round.Apply:
 		parent := w.records[a.Parent]
-		if !p.states[stateOf(parent)] {
+		if !p.liar && !p.states[stateOf(parent)] {
 			w.fail("peer %d applies on %s without its state", p.id, a.Parent.Short())
 		}
 		for _, e := range a.Set {
-			if !p.bodies[e.Gradient] {
+			if !p.liar && !p.bodies[e.Gradient] {
 				w.fail("peer %d applies a gradient of %d that it does not hold", p.id, e.Peer)
 			}
 		}
@@ -570,7 +580,9 @@ func (w *world) execute(p *peer, a round.Action) {
 		case round.PeerLost:
 			w.result.Lost++
 		case round.Conflict, round.InvalidMessage, round.ModelDiffers:
-			w.fail("P3: peer %d: %s", p.id, a.Text)
+			if len(w.cfg.Liars) == 0 {
+				w.fail("P3: peer %d: %s", p.id, a.Text)
+			}
 		}
 	case round.Finished:
 		p.finished = a.ID
@@ -584,7 +596,7 @@ func follows(parent round.Record, set []round.Entry) state {
 }
 
 func (w *world) adopt(p *peer, a round.Adopt) {
-	if !p.states[stateOf(a.Record)] {
+	if !p.liar && !p.states[stateOf(a.Record)] {
 		w.fail("peer %d adopts %s without its state", p.id, a.ID.Short())
 	}
 	p.height, p.head = a.Record.Height, a.ID
@@ -599,11 +611,14 @@ func (w *world) adopt(p *peer, a round.Adopt) {
 	if w.cfg.Rounds > 0 && p.id == 0 {
 		w.result.Sets = append(w.result.Sets, a.Record.Set)
 	}
-	if !w.healed || p.height < w.goal || w.met > 0 {
+	if !p.liar && len(w.cfg.Liars) <= w.cfg.F && a.Record.Height > 0 && follows(w.records[a.Record.Parent], a.Record.Set) != stateOf(a.Record) {
+		w.fail("P2: peer %d adopts %s, whose model does not follow from its set", p.id, a.ID.Short())
+	}
+	if !w.healed || p.liar || p.height < w.goal || w.met > 0 {
 		return
 	}
 	for _, q := range w.peers {
-		if q.up && w.adopted[p.height][q.id] != a.ID {
+		if q.up && !q.liar && w.adopted[p.height][q.id] != a.ID {
 			return
 		}
 	}
@@ -611,6 +626,10 @@ func (w *world) adopt(p *peer, a round.Adopt) {
 }
 
 func (w *world) send(p *peer, msg round.Message) {
+	if p.liar {
+		w.lie(p, msg)
+		return
+	}
 	id := hash(msg.String(), msg.Body)
 	key := saidKey{msg.From, msg.Type(), msg.Slot, msg.Parent}
 	if before, ok := w.said[key]; ok && before != id {
@@ -638,6 +657,75 @@ func (w *world) send(p *peer, msg round.Message) {
 	w.flood(p, stored{id, msg})
 }
 
+// lie sends what a liar makes of a message.
+func (w *world) lie(p *peer, msg round.Message) {
+	tell := func(q *peer, m round.Message) {
+		if r, ok := m.Body.(round.SignedRecord); ok {
+			w.records[r.Record.ID()] = r.Record
+		}
+		w.transmit(p, q, stored{hash(m.String(), m.Body), m})
+	}
+	if r, ok := msg.Body.(round.SignedRecord); ok {
+		w.records[r.Record.ID()] = r.Record
+	}
+	all := func(m round.Message) {
+		for _, q := range w.peers {
+			tell(q, m)
+		}
+	}
+	switch w.rng.IntN(6) {
+	case 0: // say nothing
+		return
+	case 1: // something else to some
+		other := msg
+		switch b := msg.Body.(type) {
+		case round.Announce:
+			b.Gradient = hash("other", msg.Slot)
+			b.Bytes = 1000
+			other.Body = b
+		case round.Ballot:
+			other.Body = round.Ballot{Entries: b.Entries[:w.rng.IntN(len(b.Entries)+1)]}
+		}
+		for _, q := range w.peers {
+			if w.rng.IntN(2) == 0 {
+				tell(q, other)
+			} else {
+				tell(q, msg)
+			}
+		}
+		return
+	case 2: // a record with a model of one's own, the same of all liars
+		parent, ok := w.records[msg.Parent]
+		if ok && (parent.Height == 0 || msg.Slot > parent.Slot) {
+			r := round.Record{Slot: msg.Slot, Height: parent.Height + 1, Parent: msg.Parent,
+				Model: hash("lie", msg.Slot, msg.Parent), State: hash("lie")}
+			for q := range w.cfg.Peers {
+				r.Set = append(r.Set, round.Entry{Peer: round.Peer(q), Gradient: hash("gradient", q, parent.Model, r.Height)})
+			}
+			r.FUsed = uint16(min(w.cfg.F, (len(r.Set)-1)/2))
+			m := msg
+			m.Body = round.SignedRecord{Record: r, Counter: msg.Slot * 3}
+			all(m)
+		}
+	case 3: // noise
+		for range 5 {
+			m := msg
+			m.Slot += uint64(w.rng.IntN(1000))
+			if w.rng.IntN(2) == 0 {
+				m.Parent = hash("nowhere", w.rng.Uint64())
+			}
+			if w.rng.IntN(2) == 0 {
+				m.Body = round.SignedRecord{Counter: uint64(w.rng.IntN(1000) + 1), Record: round.Record{
+					Slot: m.Slot, Height: m.Slot - uint64(w.rng.IntN(int(m.Slot))), Parent: m.Parent,
+					Set: []round.Entry{{Peer: msg.From, Gradient: hash("noise")}}, Model: hash(w.rng.Uint64()),
+				}}
+			}
+			all(m)
+		}
+	}
+	all(msg)
+}
+
 func (w *world) checkRecord(p *peer, msg round.Message, b round.SignedRecord) {
 	id := b.Record.ID()
 	w.records[id] = b.Record
@@ -657,14 +745,14 @@ func (w *world) checkRecord(p *peer, msg round.Message, b round.SignedRecord) {
 	}
 	for _, e := range b.Record.Set {
 		announce := saidKey{e.Peer, round.TypeAnnounce, msg.Slot, msg.Parent}
-		if _, ok := w.said[announce]; !ok {
+		if _, ok := w.said[announce]; !ok && !w.peers[e.Peer].liar {
 			w.fail("P4: peer %d signs a record with a gradient that %d did not announce", p.id, e.Peer)
 		}
 		// A record of one gradient is its announcer's, who had no ballot from
 		// anyone; others that sign it hold it.
 		alone := len(b.Record.Set) == 1 && p.bodies[e.Gradient]
 		other := slices.ContainsFunc(w.ballots[balloted{msg.Slot, msg.Parent, e}], func(q round.Peer) bool { return q != e.Peer })
-		if !alone && !other {
+		if !alone && !other && len(w.cfg.Liars) == 0 {
 			w.fail("P5: peer %d signs a record with a gradient of %d that nobody else balloted", p.id, e.Peer)
 		}
 	}
@@ -740,7 +828,7 @@ func (w *world) fetchBody(p *peer, a round.Fetch, tries int) {
 			return
 		}
 		for _, h := range a.Holders {
-			if q := w.peers[h]; w.linked(p, q) && q.bodies[a.Gradient] {
+			if q := w.peers[h]; w.linked(p, q) && q.bodies[a.Gradient] && (!q.liar || w.rng.IntN(3) > 0) {
 				w.deliver(p, round.BodyReady{Peer: a.Peer, Gradient: a.Gradient})
 				return
 			}
@@ -763,7 +851,7 @@ func (w *world) fetchState(p *peer, a round.FetchState, job, tries int) {
 		found := a.Record.Height == 0
 		for _, h := range a.Holders {
 			q := w.peers[h]
-			found = found || w.linked(p, q) && q.states[s]
+			found = found || w.linked(p, q) && (q.states[s] || q.liar)
 		}
 		switch {
 		case found:
@@ -782,7 +870,7 @@ func (w *world) done() bool {
 		return w.met > 0
 	}
 	for _, p := range w.peers {
-		if (p.up || p.life == 0) && p.finished == (round.Hash{}) {
+		if !p.liar && (p.up || p.life == 0) && p.finished == (round.Hash{}) {
 			return false
 		}
 	}
@@ -803,7 +891,7 @@ func (w *world) end() {
 	}
 	if w.cfg.Rounds > 0 {
 		for _, p := range w.peers {
-			if p.up && p.finished == (round.Hash{}) {
+			if p.up && !p.liar && p.finished == (round.Hash{}) {
 				w.fail("P14: peer %d has not finished: heights %v", p.id, w.result.Heights)
 			}
 		}

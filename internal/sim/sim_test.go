@@ -8,6 +8,7 @@ import (
 	"math/rand/v2"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -151,6 +152,43 @@ func TestFinishWithFaults(t *testing.T) {
 			return
 		}
 		_ = res
+	}
+}
+
+// Liars, no more than f of them, neither stop the honest peers nor make them
+// take a model that does not follow (P14, P2).
+func TestLiars(t *testing.T) {
+	n := *seeds / 4
+	if testing.Short() {
+		n /= 6
+	}
+	var worst time.Duration
+	for i := range n {
+		seed := *first + uint64(i)
+		r := rand.New(rand.NewPCG(seed, 55))
+		cfg := Config{Seed: seed, Peers: 4, F: 1, Liars: []int{r.IntN(4)}, Chaos: 3 * time.Second,
+			Delay: 10 * time.Millisecond, Loss: []float64{0, .05}[r.IntN(2)]}
+		if r.IntN(3) == 0 {
+			cfg.Peers, cfg.F, cfg.Liars = 7, 2, []int{r.IntN(3), 3 + r.IntN(4)}
+		}
+		res, err := Run(cfg)
+		if err != nil {
+			failing(t, cfg, err)
+			return
+		}
+		worst = max(worst, res.Met)
+	}
+	t.Logf("%d seeds, heads met at the latest %v after the last other fault", n, worst)
+}
+
+// However many lie together, no honest peer signs what does not follow.
+func TestTooManyLiars(t *testing.T) {
+	for seed := range uint64(20) {
+		cfg := Config{Seed: seed, Peers: 4, F: 1, Liars: []int{1, 2}, Rounds: 10, Chaos: 2 * time.Second, Settle: time.Second}
+		if _, err := Run(cfg); err != nil && !strings.Contains(err.Error(), "P14") {
+			failing(t, cfg, err)
+			return
+		}
 	}
 }
 
