@@ -183,11 +183,18 @@ func (s *Conv) WeightsGradient(packed, in, dout []float32) {
 		panic("kernel: convolution operands have the wrong length")
 	}
 	line := s.PaddedW * s.InC
-	for n := 0; n < s.OutLanes; n += Lanes {
-		for y := range s.Kernel {
-			for t := range s.rowTiles {
-				c := packed[(y*s.rowTiles+t)*tileRows*s.OutLanes+n:]
-				colTile(c, s.OutLanes, in[y*line+t*tileRows:], s.OutH, s.OutW, line*s.Stride, s.Stride*s.InC, dout[n:], s.OutLanes, true)
+	// As many rows of pixels at once as let a panel of dout, one cache line for
+	// every OutLanes floats, stay in the first-level cache.
+	rows := max(1, 4096/(s.OutLanes*s.OutW))
+	for top := 0; top < s.OutH; top += rows {
+		count := min(rows, s.OutH-top)
+		a, b := in[top*s.Stride*line:], dout[top*s.OutW*s.OutLanes:]
+		for n := 0; n < s.OutLanes; n += Lanes {
+			for y := range s.Kernel {
+				for t := range s.rowTiles {
+					c := packed[(y*s.rowTiles+t)*tileRows*s.OutLanes+n:]
+					colTile(c, s.OutLanes, a[y*line+t*tileRows:], count, s.OutW, line*s.Stride, s.Stride*s.InC, b[n:], s.OutLanes, true)
+				}
 			}
 		}
 	}
@@ -204,16 +211,19 @@ func (s *Conv) InputGradient(din, dout, packed []float32) {
 		for n := range s.panels {
 			b := packed[(y*s.panels+n)*s.OutC*Lanes:]
 			at := y*line + n*Lanes
+			c := din[at:]
 			for t := range s.columnIn {
-				coff := s.columnIn[t]
-				for i := range coff {
-					if coff[i] < 0 {
-						coff[i] = end
-					} else {
-						coff[i] += at
+				coff := &s.columnIn[t]
+				if t == len(s.columnIn)-1 {
+					last := *coff
+					for i := range last {
+						if last[i] < 0 {
+							last[i] = end - at
+						}
 					}
+					coff = &last
 				}
-				rowTile(din, &coff, dout, &s.columnOut[t], 1, s.OutC, 0, b, &zeros, true)
+				rowTile(c, coff, dout, &s.columnOut[t], 1, s.OutC, 0, b, &zeros, true)
 			}
 		}
 	}
