@@ -183,9 +183,9 @@ func (s *Conv) WeightsGradient(packed, in, dout []float32) {
 		panic("kernel: convolution operands have the wrong length")
 	}
 	line := s.PaddedW * s.InC
-	// As many rows of pixels at once as let a panel of dout, one cache line for
-	// every OutLanes floats, stay in the first-level cache.
-	rows := max(1, 4096/(s.OutLanes*s.OutW))
+	// As many rows of pixels at once as let dout (64 KiB) and the window's rows
+	// stay in the second-level cache while all tiles go over them.
+	rows := max(1, 16384/(s.OutLanes*s.OutW))
 	for top := 0; top < s.OutH; top += rows {
 		count := min(rows, s.OutH-top)
 		a, b := in[top*s.Stride*line:], dout[top*s.OutW*s.OutLanes:]

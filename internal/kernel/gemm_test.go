@@ -212,3 +212,27 @@ func BenchmarkGEMM512(b *testing.B) {
 	b.ReportMetric(2*n*n*n/float64(least.Nanoseconds()), "max-GFLOP/s")
 	b.ReportMetric(2*n*n*n*float64(b.N)/float64(b.Elapsed().Nanoseconds()), "GFLOP/s")
 }
+
+// BenchmarkConv times the three products of a layer of the wider CNN.
+func BenchmarkConv(b *testing.B) {
+	s := NewConv(32, 18, 18, 5, 1, 64)
+	r := rand.New(rand.NewPCG(1, 1))
+	in, out, bias := random(r, s.InLen()), random(r, s.OutLen()), random(r, s.OutLanes)
+	forward, backward, weights := random(r, s.ForwardLen()), random(r, s.BackwardLen()), random(r, s.WeightsLen())
+	for name, f := range map[string]func(){
+		"Forward":         func() { s.Forward(out, in, forward, bias) },
+		"WeightsGradient": func() { s.WeightsGradient(weights, in, out) },
+		"InputGradient":   func() { s.InputGradient(in, out, backward) },
+	} {
+		b.Run(name, func(b *testing.B) {
+			least := time.Hour
+			for b.Loop() {
+				start := time.Now()
+				f()
+				least = min(least, time.Since(start))
+			}
+			operations := 2 * float64(s.OutH*s.OutW) * float64(s.Kernel*s.run*s.OutC)
+			b.ReportMetric(operations/float64(least.Nanoseconds()), "max-GFLOP/s")
+		})
+	}
+}
