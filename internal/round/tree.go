@@ -1,6 +1,7 @@
 package round
 
 import (
+	"cmp"
 	"slices"
 	"time"
 )
@@ -8,6 +9,10 @@ import (
 // window is how many records below a head or a latest signature are kept to
 // see where branches meet. What forks deeper has no known link.
 const window = 64
+
+// scattered is how many slots must fail before peers on branches without a
+// known link, each with too few signers, gather on one.
+const scattered = 2
 
 // node is a record in the tree of records that this peer knows.
 type node struct {
@@ -27,9 +32,10 @@ type node struct {
 
 	// Scratch of one fork choice, valid where stamp is the choice's number.
 	stamp  uint64
-	weight int  // connected latest signers in the subtree, and this peer
-	live   bool // one of them is another peer
-	lowest Peer // the first of them in roster order
+	weight int    // connected latest signers in the subtree, and this peer
+	live   bool   // one of them is another peer
+	lowest Peer   // the first of them in roster order
+	tip    uint64 // height of the highest of them
 	tried  uint64
 }
 
@@ -211,20 +217,21 @@ func (m *Machine) choose() *node {
 		}
 		for n := m.latest[p].node; n != nil; n = n.parent {
 			if n.stamp != stamp {
-				n.stamp, n.weight, n.live, n.lowest = stamp, 0, false, Peer(p)
+				n.stamp, n.weight, n.live, n.lowest, n.tip = stamp, 0, false, Peer(p), 0
 				if n.parent == nil {
 					roots = append(roots, n)
 				}
 			}
 			n.weight++
 			n.live = n.live || here
+			n.tip = max(n.tip, m.latest[p].node.rec.Height)
 		}
 	}
 	t.roots = roots
 	need := m.threshold()
 	own := m.head.root()
 	if own.stamp != stamp {
-		own.stamp, own.weight, own.live = stamp, 0, false
+		own.stamp, own.weight, own.live, own.tip = stamp, 0, false, 0
 	}
 	best := own
 	for _, r := range roots {
@@ -241,6 +248,20 @@ func (m *Machine) choose() *node {
 		if better {
 			best = r
 		}
+	}
+	if best.weight < need && m.fails >= scattered {
+		// All restarted from different records, and nobody knows how they are
+		// linked: not to stand still for ever, take the one that most are at,
+		// or else the highest.
+		for _, r := range roots {
+			if !r.live && r != own {
+				continue
+			}
+			if c := cmp.Or(cmp.Compare(r.weight, best.weight), cmp.Compare(r.tip, best.tip), cmp.Compare(best.lowest, r.lowest)); c > 0 {
+				best = r
+			}
+		}
+		need = max(1, best.weight)
 	}
 	n := m.end(best, need)
 	if n == nil && best != own {

@@ -47,6 +47,7 @@ type Config struct {
 	Partitions int   // into two parts, healing
 	Pauses     int   // of one peer, as by SIGSTOP
 	Failures   float64
+	PowerCuts  int   // of all peers at once, with restarts
 	Late       []int // peers that start only after Timeouts.Start
 	Dead       []int // peers that crash in Chaos and never return
 	// Liars equivocate, sign records whose model does not follow, withhold
@@ -278,6 +279,22 @@ func (w *world) plan() {
 	}
 	for _, i := range w.cfg.Dead {
 		w.after(w.between(chaos/4, chaos), func() { w.crash(w.peers[i]) })
+	}
+	for range w.cfg.PowerCuts {
+		w.after(w.between(chaos/4, chaos), func() {
+			for _, p := range w.peers {
+				if !p.up {
+					continue
+				}
+				w.crash(p)
+				life := p.life
+				w.after(w.between(50*time.Millisecond, 500*time.Millisecond), func() {
+					if p.life == life {
+						w.start(p)
+					}
+				})
+			}
+		})
 	}
 	for range w.cfg.Partitions {
 		at, length := w.between(0, chaos), w.between(100*time.Millisecond, max(chaos/2, 200*time.Millisecond))

@@ -39,6 +39,9 @@ func chaos(seed uint64) Config {
 	if r.IntN(6) == 0 {
 		cfg.Late = []int{r.IntN(n)}
 	}
+	if r.IntN(6) == 0 {
+		cfg.PowerCuts = 1
+	}
 	if n > 1 && r.IntN(4) == 0 {
 		for i := range n - 1 {
 			if r.IntN(2) == 0 {
