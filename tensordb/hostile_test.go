@@ -231,6 +231,7 @@ func TestTooManyConnections(t *testing.T) {
 		t.Fatalf("the third: %q", got)
 	}
 	do(t, first, "QUIT")
+	first.Close()
 	do(t, second, "PING")
 	// The place is free when the server has seen the first one go.
 	for {
