@@ -7,11 +7,11 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
-	"io"
 	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -38,11 +38,16 @@ type trainRun struct {
 // startTrain starts a run with the given flags in a new folder.
 func startTrain(t *testing.T, flags ...string) *trainRun {
 	t.Helper()
-	r := &trainRun{t: t, dir: filepath.Join(t.TempDir(), "run"), stderr: new(bytes.Buffer), pids: map[int]int{}}
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
+	return startTrainOf(t, exe, flags...)
+}
+
+func startTrainOf(t *testing.T, exe string, flags ...string) *trainRun {
+	t.Helper()
+	r := &trainRun{t: t, dir: filepath.Join(t.TempDir(), "run"), stderr: new(bytes.Buffer), pids: map[int]int{}}
 	r.cmd = exec.Command(exe, append([]string{"train", "--json", "--run", r.dir}, flags...)...)
 	r.cmd.Stderr = r.stderr
 	out, err := r.cmd.StdoutPipe()
@@ -107,7 +112,6 @@ func (r *trainRun) round(peer int, round uint64) {
 func (r *trainRun) done() spirt.Event {
 	r.t.Helper()
 	e := r.until("done", func(e spirt.Event) bool { return e.Event == "done" })
-	io.Copy(io.Discard, strings.NewReader(""))
 	if err := r.cmd.Wait(); err != nil {
 		r.t.Fatalf("train: %v\n%s", err, r.stderr)
 	}
@@ -118,10 +122,7 @@ func (r *trainRun) done() spirt.Event {
 func (r *trainRun) sameModel(done spirt.Event, lost ...int) {
 	r.t.Helper()
 	for _, p := range done.Peers {
-		isLost := false
-		for _, n := range lost {
-			isLost = isLost || n == p.Peer
-		}
+		isLost := slices.Contains(lost, p.Peer)
 		if isLost != (p.State != "finished") {
 			r.t.Errorf("peer %d ended as %s", p.Peer, p.State)
 		}
@@ -131,21 +132,29 @@ func (r *trainRun) sameModel(done spirt.Event, lost ...int) {
 	}
 }
 
-func TestSameSeedSameModel(t *testing.T) {
-	var models []string
-	for _, seed := range []string{"1", "1", "2"} {
-		r := startTrain(t, "--model", "lenet5", "--rounds", "12", "--seed", seed, "--batches-per-round", "3", "--batch-size", "16")
+// undisturbed runs a job to its end, again where a timeout fired: then runs
+// with one seed may differ.
+func undisturbed(t *testing.T, flags ...string) spirt.Event {
+	t.Helper()
+	for range 3 {
+		r := startTrain(t, flags...)
 		done := r.done()
 		r.sameModel(done)
-		if *done.Timeouts != 0 {
-			t.Skipf("%d timeouts fired on this machine, so that runs may differ", *done.Timeouts)
+		if *done.Timeouts == 0 {
+			return done
 		}
-		models = append(models, done.Model)
 	}
-	if models[0] != models[1] {
-		t.Errorf("two runs with one seed ended with the models %s and %s", models[0], models[1])
+	t.Fatal("timeouts fired in each of three runs: is this machine overloaded?")
+	return spirt.Event{}
+}
+
+func TestSameSeedSameModel(t *testing.T) {
+	flags := []string{"--model", "lenet5", "--rounds", "12", "--batches-per-round", "3", "--batch-size", "16", "--seed"}
+	first, second := undisturbed(t, append(flags, "1")...), undisturbed(t, append(flags, "1")...)
+	if first.Model != second.Model {
+		t.Errorf("two runs with one seed ended with the models %s and %s", first.Model, second.Model)
 	}
-	if models[0] == models[2] {
+	if other := undisturbed(t, append(flags, "2")...); first.Model == other.Model {
 		t.Error("runs with different seeds ended with one model")
 	}
 }
@@ -162,25 +171,31 @@ func TestKillPeer(t *testing.T) {
 	if done.Rounds != 60 {
 		t.Errorf("the run ended after %d rounds", done.Rounds)
 	}
-	for _, p := range []int{1, 2, 4} {
-		last, noticed := uint64(0), false
+	noticed(t, r, victim, 1, 2, 4)
+}
+
+// noticed fails unless each survivor reported the loss of the victim and took
+// its average into at most two more rounds than that.
+func noticed(t *testing.T, r *trainRun, victim int, survivors ...int) {
+	t.Helper()
+	for _, p := range survivors {
+		head, lost, last := uint64(0), uint64(0), uint64(0)
 		for _, e := range r.seen {
-			if e.Event == "peer" && e.By == p && e.Peer == victim && e.State == "lost" {
-				noticed = true
-			}
-			if e.Event == "round" && e.Peer == p {
-				for _, m := range e.Members {
-					if m == victim {
-						last = e.Round
-					}
+			switch {
+			case e.Event == "peer" && e.By == p && e.Peer == victim && e.State == "lost":
+				lost = head
+			case e.Event == "round" && e.Peer == p:
+				head = e.Round
+				if slices.Contains(e.Members, victim) {
+					last = e.Round
 				}
 			}
 		}
-		if !noticed {
-			t.Errorf("peer %d did not notice", p)
-		}
-		if last < 19 || last >= 58 {
-			t.Errorf("the last round of peer %d with the killed peer is %d", p, last)
+		switch {
+		case lost == 0:
+			t.Errorf("peer %d did not notice the end of peer %d", p, victim)
+		case last > lost+2:
+			t.Errorf("peer %d noticed at round %d, and round %d still has the average of peer %d", p, lost, last, victim)
 		}
 	}
 }
@@ -236,13 +251,14 @@ func TestKillTrain(t *testing.T) {
 	r.round(1, 10)
 	r.cmd.Process.Kill()
 	r.cmd.Wait()
-	deadline := time.Now().Add(limit)
+	deadline, tick := time.After(limit), time.Tick(20*time.Millisecond)
 	for n, pid := range r.pids {
-		for syscall.Kill(pid, 0) == nil && !zombie(pid) { // not our child: there is no event to wait for
-			if time.Now().After(deadline) {
+		for syscall.Kill(pid, 0) == nil && !zombie(pid) { // not this process's child, so that it cannot be waited for
+			select {
+			case <-tick:
+			case <-deadline:
 				t.Fatalf("peer %d still runs", n)
 			}
-			time.Sleep(20 * time.Millisecond)
 		}
 	}
 	model := lastModel(t, r.dir, 1)
@@ -274,7 +290,7 @@ func zombie(pid int) bool {
 // so the model is that of an undisturbed run with the same seed.
 func TestKillInstances(t *testing.T) {
 	flags := []string{"--model", "cnn", "--peers", "2", "--rounds", "8", "--batches-per-round", "4", "--batch-size", "32"}
-	undisturbed := startTrain(t, flags...).done()
+	want := undisturbed(t, flags...)
 
 	r := startTrain(t, flags...)
 	killed := 0
@@ -294,11 +310,8 @@ func TestKillInstances(t *testing.T) {
 		t.Fatal("no instance was found to kill")
 	}
 	t.Logf("killed %d instances", killed)
-	if *done.Timeouts+*undisturbed.Timeouts != 0 {
-		t.Skipf("%d timeouts fired on this machine, so that runs may differ", *done.Timeouts+*undisturbed.Timeouts)
-	}
-	if done.Model != undisturbed.Model {
-		t.Errorf("the model is %s, undisturbed it was %s", done.Model, undisturbed.Model)
+	if done.Model != want.Model {
+		t.Errorf("the model is %s, undisturbed it was %s (%d timeouts)", done.Model, want.Model, *done.Timeouts)
 	}
 }
 
