@@ -327,6 +327,11 @@ func (p *Platform) attempt(ctx context.Context, id string, number int, payload [
 	case out := <-a.done:
 		return out
 	case <-ctx.Done():
+		select {
+		case out := <-a.done: // both at once: the result counts
+			return out
+		default:
+		}
 		p.mu.Lock()
 		defer p.mu.Unlock()
 		return outcome{inv: a.inv.abandoned(), err: fmt.Errorf("invoking %s: %w", p.cfg.Name, context.Cause(ctx))}

@@ -4,7 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"net/http"
+	"net/http/httptest"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -355,6 +358,40 @@ func TestRuntimeAPIMistakes(t *testing.T) {
 		if got := read(t, body).Value; got != "403 400 404 403 405" {
 			t.Errorf("statuses %s", got)
 		}
+	}
+}
+
+// An instance whose Runtime API has gone ends by itself: so it does where the kernel does not kill it with its peer.
+func TestRuntimeAPIGone(t *testing.T) {
+	polls := make(chan struct{}, 10)
+	stop := make(chan struct{})
+	s := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		polls <- struct{}{}
+		<-stop
+	}))
+	cmd := exec.Command(Self())
+	cmd.Env = append(os.Environ(), "AWS_LAMBDA_RUNTIME_API="+strings.TrimPrefix(s.URL, "http://"))
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- cmd.Wait() }()
+	select {
+	case <-polls:
+	case err := <-done:
+		t.Fatal(err)
+	}
+	s.CloseClientConnections()
+	close(stop)
+	s.Close()
+	select {
+	case err := <-done:
+		if err == nil {
+			t.Error("it ended with success")
+		}
+	case <-time.After(20 * time.Second):
+		cmd.Process.Kill()
+		t.Fatal("the instance lives on")
 	}
 }
 

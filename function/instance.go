@@ -127,9 +127,8 @@ func (in *instance) live() {
 func (in *instance) spawn(address string) (err error) {
 	defer close(in.spawned)
 	p := in.p
-	in.out, err = newOutput(func(line string) {
-		p.log.Info(line, "source", "function", "started", in.started)
-	})
+	pid := 0
+	in.out, err = newOutput(func(line string) { p.log.Info(line, "instance", pid) })
 	if err != nil {
 		return err
 	}
@@ -141,7 +140,10 @@ func (in *instance) spawn(address string) (err error) {
 	in.cmd.Stderr = in.out.w
 	in.group = newProcessGroup(in.cmd, p.memory.add())
 	p.onSpawner(func() { err = in.cmd.Start() })
-	in.out.started()
+	if err == nil {
+		pid = in.cmd.Process.Pid
+	}
+	in.out.started() // nothing is read before
 	if err == nil {
 		if err = in.group.started(in.cmd); err != nil {
 			in.cmd.Process.Kill()
