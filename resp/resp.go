@@ -138,6 +138,14 @@ func (r *Reader) ReadFull(p []byte) error {
 	return noEOF(err)
 }
 
+// ReadSome reads at least one byte of a bulk string into p, and as many as have
+// arrived, for whoever wants to work on them while they are in the cache. p
+// must not be longer than what is left of the bulk string.
+func (r *Reader) ReadSome(p []byte) (int, error) {
+	n, err := io.ReadAtLeast(r.br, p, 1)
+	return n, noEOF(err)
+}
+
 // Discard skips n bytes of a bulk string.
 func (r *Reader) Discard(n int) error {
 	_, err := r.br.Discard(n)

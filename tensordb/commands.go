@@ -258,22 +258,24 @@ func (c *conn) refusePayload(size int, reason error) error {
 	return reason
 }
 
-// checkSize is how many bytes are read before they are looked at: few enough
-// to be in the cache still.
-const checkSize = 256 << 10
-
 // readPayload reads the tensor's bytes to the end of the command. check, if
-// there is one, sees each part as it comes.
+// there is one, sees each part as it comes, in whole floats.
 func (c *conn) readPayload(data []byte, check func(part []byte, offset int)) error {
-	for at := 0; at < len(data); {
-		part := data[at:min(at+checkSize, len(data))]
-		if err := c.r.ReadFull(part); err != nil {
+	if check == nil {
+		if err := c.r.ReadFull(data); err != nil {
 			return err
 		}
-		if check != nil {
-			check(part, at)
+		return c.r.EndBulk()
+	}
+	for at, checked := 0, 0; at < len(data); {
+		n, err := c.r.ReadSome(data[at:])
+		if err != nil {
+			return err
 		}
-		at += len(part)
+		at += n
+		whole := at &^ 3
+		check(data[checked:whole], checked)
+		checked = whole
 	}
 	return c.r.EndBulk()
 }
