@@ -19,10 +19,8 @@ const (
 	cachedLeaves = 64 << 10
 )
 
-// bodyServer answers requests for bodies, a bounded number at once.
+// bodyServer remembers the leaves of bodies.
 type bodyServer struct {
-	slots chan struct{}
-
 	mu     sync.Mutex
 	leaves map[treehash.Hash]*leafList
 	order  []treehash.Hash // oldest first
@@ -33,11 +31,6 @@ type bodyServer struct {
 type leafList struct {
 	once   sync.Once
 	leaves []treehash.Hash
-}
-
-func (b *bodyServer) init(serves int) {
-	b.slots = make(chan struct{}, serves)
-	b.leaves = make(map[treehash.Hash]*leafList)
 }
 
 // leavesOf returns the leaves of the body named hash, computing them where
@@ -75,7 +68,7 @@ func (b *bodyServer) leavesOf(hash treehash.Hash, size int64, compute func() []t
 
 // serve answers the requests on one stream until its opener closes it.
 func (h *Host) serve(s *session, stream network.Stream) {
-	err := h.serveAll(stream)
+	err := h.serveAll(s.member, stream)
 	if err == nil || errors.Is(err, io.EOF) {
 		stream.Close()
 		return
@@ -91,7 +84,7 @@ func (h *Host) serve(s *session, stream network.Stream) {
 	stream.Reset()
 }
 
-func (h *Host) serveAll(stream network.Stream) error {
+func (h *Host) serveAll(m *member, stream network.Stream) error {
 	var buf [requestSize]byte
 	for {
 		if err := stream.SetReadDeadline(time.Now().Add(idleTime)); err != nil {
@@ -105,19 +98,19 @@ func (h *Host) serveAll(stream network.Stream) error {
 			_ = h.writeBody(stream, []byte{statusRefused}) // the stream is given up either way
 			return errProtocol{err}
 		}
-		if err := h.serveOne(stream, r); err != nil {
+		if err := h.serveOne(m, stream, r); err != nil {
 			return err
 		}
 	}
 }
 
 // serveOne answers one request, straight from the body's own bytes.
-func (h *Host) serveOne(stream network.Stream, r request) error {
+func (h *Host) serveOne(m *member, stream network.Stream, r request) error {
 	patience := time.NewTimer(h.cfg.Limits.Chunk / 2)
 	defer patience.Stop()
 	select {
-	case h.bodies.slots <- struct{}{}:
-		defer func() { <-h.bodies.slots }()
+	case m.slots <- struct{}{}:
+		defer func() { <-m.slots }()
 	case <-patience.C:
 		return h.writeBody(stream, []byte{statusBusy})
 	case <-h.stop:

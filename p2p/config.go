@@ -87,7 +87,8 @@ type Limits struct {
 	// BodyStreams is the number of streams on which one member may fetch bodies
 	// from this peer at once. Zero: 16, or twice the members if that is more.
 	BodyStreams int
-	// Serves is the number of requests for bodies answered at once. Zero: 16.
+	// Serves is the number of one member's requests for bodies that are answered
+	// at once. Zero: 4.
 	Serves int
 	// Sources is the number of members that one large body is fetched from at
 	// once. Zero: 3.
@@ -144,7 +145,7 @@ func (l Limits) withDefaults(n int) (Limits, error) {
 	orDefault(&l.Queue, 4096)
 	orDefault(&l.Events, 1024)
 	orDefault(&l.BodyStreams, max(16, 2*n))
-	orDefault(&l.Serves, 16)
+	orDefault(&l.Serves, 4)
 	orDefault(&l.Sources, 3)
 	orDefault(&l.Chunk, 15*time.Second)
 	orDefault(&l.Fetch, time.Minute)

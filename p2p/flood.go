@@ -24,6 +24,7 @@ type kept struct {
 type keptOf struct {
 	messages []*keptMessage
 	bytes    int
+	low      int // index of the lowest message, -1 if it is to be looked for
 }
 
 type keptMessage struct {
@@ -52,13 +53,16 @@ func (m *keptMessage) below(slot uint64, id [32]byte) bool {
 }
 
 // lowest returns the member's message that is dropped first.
-func (o *keptOf) lowest() (low int) {
-	for i, m := range o.messages {
-		if m.below(o.messages[low].meta.Slot, o.messages[low].meta.ID) {
-			low = i
+func (o *keptOf) lowest() int {
+	if o.low < 0 {
+		o.low = 0
+		for i, m := range o.messages {
+			if m.below(o.messages[o.low].meta.Slot, o.messages[o.low].meta.ID) {
+				o.low = i
+			}
 		}
 	}
-	return low
+	return o.low
 }
 
 // wants reports whether a message with this name would be kept, as far as can
@@ -88,6 +92,7 @@ func (k *kept) add(m *keptMessage, dropped func(*keptMessage)) bool {
 		k.remove(o, low)
 	}
 	o.messages = append(o.messages, m)
+	o.low = -1
 	o.bytes += len(m.data)
 	k.bytes += len(m.data)
 	k.byID[m.meta.ID] = m
@@ -101,6 +106,7 @@ func (k *kept) remove(o *keptOf, i int) {
 	o.messages[i] = o.messages[last]
 	o.messages[last] = nil
 	o.messages = o.messages[:last]
+	o.low = -1
 	o.bytes -= len(m.data)
 	k.bytes -= len(m.data)
 	delete(k.byID, m.meta.ID)

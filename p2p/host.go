@@ -36,6 +36,9 @@ type Host struct {
 	cancel context.CancelFunc // closes stop, and ends the context that goroutines get
 	wg     sync.WaitGroup     // every goroutine but the event queue's and the swarm's
 
+	closing  sync.Once
+	closeErr error
+
 	mu       sync.Mutex
 	closed   bool
 	sessions map[network.Conn]*session // of every connection, up or not
@@ -50,6 +53,7 @@ type member struct {
 	id    peer.ID
 	name  PeerID
 	wake  chan struct{} // tells the dialler that something changed
+	slots chan struct{} // one for each request of its that is answered
 
 	// ----
 	sessions []*session // those that are up; messages go to the first
@@ -92,7 +96,7 @@ func New(cfg Config) (*Host, error) {
 	ctx, cancel := context.WithCancel(context.Background())
 	h.cancel = sync.OnceFunc(func() { close(h.stop); cancel() })
 	h.kept.init(len(cfg.Members), cfg.Limits.KeptMessages, cfg.Limits.KeptBytes)
-	h.bodies.init(cfg.Limits.Serves)
+	h.bodies.leaves = make(map[treehash.Hash]*leafList)
 	if err := h.setUpRoster(); err != nil {
 		return nil, fmt.Errorf("p2p: %w", err)
 	}
@@ -127,7 +131,8 @@ func (h *Host) setUpRoster() error {
 		}
 		h.index[id] = i
 		h.members = append(h.members, &member{
-			index: i, id: id, name: PeerID(id.String()), wake: make(chan struct{}, 1),
+			index: i, id: id, name: PeerID(id.String()),
+			wake: make(chan struct{}, 1), slots: make(chan struct{}, h.cfg.Limits.Serves),
 		})
 		keys = append(keys, key...)
 	}
@@ -317,13 +322,12 @@ const byeTime = time.Second
 // them, stops everything and waits for it, and closes Events. Fetches that run
 // end with an error. Events need not be read meanwhile.
 func (h *Host) Close() error {
+	h.closing.Do(func() { h.closeErr = h.shut() })
+	return h.closeErr
+}
+
+func (h *Host) shut() error {
 	h.mu.Lock()
-	if h.closed {
-		h.mu.Unlock()
-		<-h.stop
-		h.wg.Wait()
-		return nil
-	}
 	h.closed = true
 	for _, s := range h.sessions {
 		if s.up {

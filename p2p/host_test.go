@@ -338,6 +338,7 @@ func TestReturningMember(t *testing.T) {
 // TestBothDialAtOnce: two connections settle to one, without a break.
 func TestBothDialAtOnce(t *testing.T) {
 	g := newGroup(t, 2)
+	g.beat = testHeartbeat
 	a, b := g.start(0), g.start(1)
 	// Dialled by hand, past the dialler that avoids it.
 	for range 2 {
@@ -471,6 +472,7 @@ func TestFetchChecksItsArguments(t *testing.T) {
 // counts as silent because of it.
 func TestUnreadEventsHoldMembersBack(t *testing.T) {
 	g := newGroup(t, 2)
+	g.beat = testHeartbeat
 	p := g.start(1)
 	c := g.config(0)
 	c.Limits.Events = 4
@@ -516,7 +518,6 @@ func TestUnreadEventsHoldMembersBack(t *testing.T) {
 func TestSixteenPeers(t *testing.T) {
 	checkGoroutines(t)
 	g := newGroup(t, 16)
-	g.beat = defaultHeartbeat // 240 handshakes take a small machine long
 	g.startAll()
 	body := randomBody(treehash.ChunkSize + 1)
 	hash := g.peers[3].shelf.put(body)

@@ -206,6 +206,7 @@ func TestNoHelloEndsTheConnection(t *testing.T) {
 
 func TestSilentMemberIsDisconnected(t *testing.T) {
 	g := newGroup(t, 2)
+	g.beat = testHeartbeat
 	p := g.start(0)
 	r := g.dialRaw(1, p)
 	r.greet(p)
@@ -221,6 +222,19 @@ func TestSilentMemberIsDisconnected(t *testing.T) {
 	r.hungUp()
 	if s := p.Stats(); s.Silent != 1 {
 		t.Errorf("silent: %d", s.Silent)
+	}
+}
+
+func TestLostConnectionIsNoticedAtOnce(t *testing.T) {
+	g := newGroup(t, 2)
+	p := g.start(0, func(c *Config) { c.Heartbeat = time.Minute })
+	r := g.dialRaw(1, p)
+	r.greet(p)
+	p.wait("connected", func() bool { return p.connected[1] })
+	r.conn.Close() // as the kernel does for a killed process
+	p.wait("disconnected", func() bool { return len(p.reasons[1]) == 1 })
+	if got := p.reasons[1][0]; !strings.Contains(got, "connection") {
+		t.Errorf("reason %q", got)
 	}
 }
 
@@ -300,6 +314,7 @@ func TestSlowReaderIsDisconnected(t *testing.T) {
 // TestAskingIsBounded asks for one message many times; it comes once.
 func TestAskingIsBounded(t *testing.T) {
 	g := newGroup(t, 2)
+	g.beat = testHeartbeat
 	p := g.start(0)
 	data, meta := seal(g.keys[0], 0, 5, "precious")
 	if err := p.Broadcast(data, meta); err != nil {

@@ -255,8 +255,7 @@ func TestFloodIsBounded(t *testing.T) {
 }
 
 func TestLeafCacheIsBounded(t *testing.T) {
-	var b bodyServer
-	b.init(1)
+	b := bodyServer{leaves: make(map[treehash.Hash]*leafList)}
 	computed := 0
 	leaves := func(n int) func() []treehash.Hash {
 		return func() []treehash.Hash { computed++; return make([]treehash.Hash, n) }
