@@ -483,7 +483,10 @@ func (m *Machine) received(msg *Message) {
 		}
 		m.hurry()
 	case Return:
-		h.returned = true
+		if !h.returned {
+			h.returned = true
+			m.learn(msg.Parent, &b.Head)
+		}
 		m.maybeReturns(p, msg.Slot, msg.Parent)
 	}
 }
@@ -567,11 +570,7 @@ func (m *Machine) receivedRecord(p Peer, s *SignedRecord) {
 		m.conflict(&Message{From: p, Slot: r.Slot, Body: *s})
 		return
 	}
-	if len(m.tree.nodes) >= m.maxNodes() {
-		m.sweep()
-		l = &m.latest[p]
-	}
-	n := m.tree.add(id, *r, m.now)
+	n := m.learn(id, r)
 	if n == nil {
 		invalid("does not fit its parent")
 		return
@@ -593,6 +592,17 @@ func (m *Machine) receivedRecord(p Peer, s *SignedRecord) {
 			m.answers.add(m.now - m.recordAt)
 		}
 	}
+}
+
+// learn puts a record into the tree; nil if it does not fit its parent.
+func (m *Machine) learn(id Hash, r *Record) *node {
+	if len(m.tree.nodes) >= m.maxNodes() {
+		m.sweep()
+	}
+	before := len(m.tree.nodes)
+	n := m.tree.add(id, *r, m.now)
+	m.dirty = m.dirty || len(m.tree.nodes) > before
+	return n
 }
 
 // maxNodes bounds the tree: each latest signature and the head may hold a
@@ -830,8 +840,8 @@ func (m *Machine) beginAt(slot uint64) {
 	}
 	m.gradients = slices.DeleteFunc(m.gradients, func(g ownGradient) bool { return g.parent != m.head.id })
 	m.cover(slot)
-	if m.head.rec.Height > 0 && !m.head.rec.Has(m.cfg.Self) {
-		m.send(Return{})
+	if m.head.rec.Height > 0 && (m.fails > 0 || m.begun == 1 || !m.head.rec.Has(m.cfg.Self)) {
+		m.send(Return{Head: m.head.rec})
 	}
 	m.compute(slot, m.head)
 	m.announce()
@@ -925,7 +935,7 @@ func (m *Machine) enterFinal() {
 	m.retain()
 	if m.latest[m.cfg.Self].node != m.head {
 		m.cover(m.slot)
-		m.send(Return{})
+		m.send(Return{Head: m.head.rec})
 	}
 }
 

@@ -168,8 +168,12 @@ type SignedRecord struct {
 }
 
 // Return says that its signer is at the parent and works on the slot, and asks
-// to be waited for. A peer sends it where the head was made without it.
-type Return struct{}
+// to be waited for. A peer sends it where the head was made without it, after a
+// restart, and after a slot that failed. It carries the parent's content, so
+// that peers that lost their memory see how their heads are linked.
+type Return struct {
+	Head Record
+}
 
 func (Announce) messageType() Type     { return TypeAnnounce }
 func (Ballot) messageType() Type       { return TypeBallot }
@@ -305,6 +309,13 @@ func wireRecord(r *Record) wireRecordContent {
 	}
 }
 
+func (w *wireRecordContent) record(slot uint64, parent Hash) Record {
+	return Record{
+		Slot: slot, Height: w.Height, Parent: parent, Set: entries(w.Set),
+		FUsed: w.FUsed, Validation: w.Validation.validation(), Model: w.Model, State: w.State,
+	}
+}
+
 func (a Announce) wire() any {
 	return wireAnnounce{
 		Gradient: a.Gradient, Bytes: a.Bytes, Codec: a.Codec,
@@ -318,7 +329,9 @@ func (s SignedRecord) wire() any {
 	return wireSigned{Counter: s.Counter, TimedOut: s.TimedOut, Record: wireRecord(&s.Record)}
 }
 
-func (Return) wire() any { return []uint8(nil) }
+func (r Return) wire() any {
+	return wireContent{Slot: r.Head.Slot, Parent: r.Head.Parent, Record: wireRecord(&r.Head)}
+}
 
 func decodeBody(t Type, raw []byte, slot uint64, parent Hash) (Body, error) {
 	switch t {
@@ -342,21 +355,16 @@ func decodeBody(t Type, raw []byte, slot uint64, parent Hash) (Body, error) {
 		if err := decoding.Unmarshal(raw, &w); err != nil {
 			return nil, err
 		}
-		return SignedRecord{Counter: w.Counter, TimedOut: w.TimedOut, Record: Record{
-			Slot: slot, Height: w.Record.Height, Parent: parent, Set: entries(w.Record.Set),
-			FUsed: w.Record.FUsed, Validation: w.Record.Validation.validation(),
-			Model: w.Record.Model, State: w.Record.State,
-		}}, nil
+		return SignedRecord{Counter: w.Counter, TimedOut: w.TimedOut, Record: w.Record.record(slot, parent)}, nil
 	case TypeReturn:
-		if len(raw) != 1 || raw[0] != cborNull {
-			return nil, errors.New("the body of a return must be null")
+		var w wireContent
+		if err := decoding.Unmarshal(raw, &w); err != nil {
+			return nil, err
 		}
-		return Return{}, nil
+		return Return{Head: w.Record.record(w.Slot, w.Parent)}, nil
 	}
 	return nil, fmt.Errorf("unknown message type %d: the sender may run a newer version", uint8(t))
 }
-
-const cborNull = 0xf6
 
 func (v Validation) validate() error {
 	if v.Correct > v.Count {
@@ -399,12 +407,17 @@ func (a Announce) validate(*Message) error {
 func (b Ballot) validate(*Message) error { return validateEntries(b.Entries) }
 
 func (s SignedRecord) validate(m *Message) error {
-	r := &s.Record
 	switch {
-	case r.Slot != m.Slot || r.Parent != m.Parent:
+	case s.Record.Slot != m.Slot || s.Record.Parent != m.Parent:
 		return errors.New("record of another slot or parent than its message")
 	case s.Counter == 0 || s.Counter > MaxSlot:
 		return fmt.Errorf("counter %d out of range", s.Counter)
+	}
+	return s.Record.validate()
+}
+
+func (r *Record) validate() error {
+	switch {
 	case r.Height == 0 || r.Height > r.Slot:
 		return fmt.Errorf("height %d does not fit slot %d", r.Height, r.Slot)
 	case len(r.Set) == 0:
@@ -418,7 +431,12 @@ func (s SignedRecord) validate(m *Message) error {
 	return validateEntries(r.Set)
 }
 
-func (Return) validate(*Message) error { return nil }
+func (r Return) validate(m *Message) error {
+	if r.Head.Slot >= m.Slot || r.Head.ID() != m.Parent {
+		return errors.New("its head is not the parent")
+	}
+	return r.Head.validate()
+}
 
 // validate checks what does not depend on the job.
 func (m *Message) validate() error {
@@ -519,6 +537,8 @@ func (m *Message) validateFor(n int) error {
 		set = b.Entries
 	case SignedRecord:
 		set = b.Record.Set
+	case Return:
+		set = b.Head.Set
 	}
 	if len(set) > 0 && int(set[len(set)-1].Peer) >= n {
 		return fmt.Errorf("names peer %d, but the roster has %d", set[len(set)-1].Peer, n)

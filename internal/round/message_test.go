@@ -53,7 +53,7 @@ func testMessages() []Message {
 		{From: 3, Slot: 9, Parent: parent, Body: Ballot{Entries: []Entry{}}},
 		{From: 0, Slot: 9, Parent: parent, Body: SignedRecord{Record: full, Counter: 300}},
 		{From: 0, Slot: 9, Parent: parent, Body: SignedRecord{Record: bare, Counter: 1 << 40, TimedOut: true}},
-		{From: 2, Slot: 10, Parent: full.ID(), Body: Return{}},
+		{From: 2, Slot: 10, Parent: full.ID(), Body: Return{Head: full}},
 	}
 }
 
@@ -158,6 +158,7 @@ func TestOpenRefuses(t *testing.T) {
 		"too long":        {make([]byte, MaxMessageBytes+1), testJob, testRoster, "bytes, more than"},
 		"size alone":      {with(Announce{Bytes: 5}), testJob, testRoster, "a size without a gradient"},
 		"too many bytes":  {with(Announce{Gradient: h("g"), Bytes: MaxGradientBytes + 1}), testJob, testRoster, "more than"},
+		"another head":    {with(Return{Head: record.Record}), testJob, testRoster, "not the parent"},
 		"codec":           {with(Announce{Gradient: h("g"), Bytes: 1, Codec: 9}), testJob, testRoster, "unknown codec 9"},
 		"more than all":   {with(Announce{Gradient: h("g"), Bytes: 1, Validation: Validation{Correct: 2, Count: 1}}), testJob, testRoster, "2 right of 1"},
 		"order":           {with(Ballot{Entries: []Entry{{2, h("a")}, {1, h("b")}}}), testJob, testRoster, "peer 1 after peer 2"},
@@ -185,7 +186,7 @@ func TestOpenRefuses(t *testing.T) {
 func TestOpenRefusesOtherForms(t *testing.T) {
 	m := testMessages()[7]
 	message := encodeMessage(testJob, testRoster, &m)
-	at := bytes.IndexByte(message[70:], 10) + 70 // the slot
+	at := bytes.Index(message, append([]byte{4, 2}, 10)) + 2 // type, from, slot
 	long := append(bytes.Clone(message[:at]), 0x18, 10)
 	long = append(long, message[at+1:]...)
 	envelope := mustEncode(wireEnvelope{Message: long, Signature: ed25519.Sign(testKey(m.From), signedBytes(long))})

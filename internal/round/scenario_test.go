@@ -35,8 +35,10 @@ func (s *story) name(h Hash, name string) Hash {
 	return h
 }
 
+// gradient is what p computes on the head: g3.1 is peer 3's for round 1.
 func (s *story) gradient(p Peer) Hash {
-	return s.name(h(fmt.Sprint("gradient", p)), fmt.Sprint("g", p))
+	height := s.m.head.rec.Height + 1
+	return s.name(h(fmt.Sprint("gradient", p, height)), fmt.Sprintf("g%d.%d", p, height))
 }
 
 // show prints actions by name, without housekeeping.
@@ -208,7 +210,7 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		}
 	case "return":
 		for _, p := range froms {
-			out.WriteString(message(p, Return{}))
+			out.WriteString(message(p, Return{Head: s.m.head.rec}))
 		}
 	case "body":
 		for _, p := range froms {
