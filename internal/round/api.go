@@ -70,7 +70,7 @@ type Timeouts struct {
 	GradientMin, GradientMax time.Duration
 	// Ballots, and then records, are waited for 4 times the 99th percentile of
 	// recent waits for them, within these bounds; for BallotMax while there
-	// are few. 1 s, 10 s.
+	// are few. 2 s, 10 s.
 	BallotMin, BallotMax time.Duration
 	// Fetch bounds the wait for a body that a record needs. 10 s.
 	Fetch time.Duration

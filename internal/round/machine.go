@@ -243,9 +243,9 @@ func (c *Config) setDefaults() {
 	}
 	t := &c.Timeouts
 	def(&t.Start, 15*time.Second)
-	def(&t.GradientMin, 2*time.Second)
+	def(&t.GradientMin, 3*time.Second)
 	def(&t.GradientMax, 30*time.Second)
-	def(&t.BallotMin, time.Second)
+	def(&t.BallotMin, 2*time.Second)
 	def(&t.BallotMax, 10*time.Second)
 	def(&t.Fetch, 10*time.Second)
 	def(&t.State, 30*time.Second)

@@ -236,7 +236,12 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		}
 		out.WriteString(s.step(Applied{Slot: slot, Parent: r.Parent, Set: r.Set, Model: r.Model, State: r.State}))
 	case "record":
-		r := s.record(d)
+		var r Record
+		if arg(d, "own", "no") != "no" {
+			r = s.m.own.rec
+		} else {
+			r = s.record(d)
+		}
 		for _, p := range froms {
 			s.counter[p]++
 			c := number("counter", s.counter[p])

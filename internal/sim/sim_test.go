@@ -195,6 +195,26 @@ func TestTooManyLiars(t *testing.T) {
 	}
 }
 
+// A peer that crashes and restarts from an old checkpoint is back in the sets
+// before long, though the others do not wait for it meanwhile.
+func TestRestartedPeerIsBack(t *testing.T) {
+	for seed := range uint64(20) {
+		cfg := Config{Seed: seed, Peers: 4, F: 1, Crashes: 1, Chaos: 2 * time.Second, Rounds: 100}
+		cfg.Settle = 30 * time.Second
+		res, err := Run(cfg)
+		if err != nil {
+			failing(t, cfg, err)
+			return
+		}
+		for _, set := range res.Sets[len(res.Sets)-20:] {
+			if len(set) != 4 {
+				t.Errorf("seed %d: set %v near the end", seed, set)
+				break
+			}
+		}
+	}
+}
+
 // A lone survivor goes on, degraded (P7).
 func TestLoneSurvivor(t *testing.T) {
 	for seed := range uint64(10) {

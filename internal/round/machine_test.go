@@ -1,0 +1,114 @@
+package round
+
+import (
+	"strings"
+	"testing"
+	"time"
+)
+
+func TestConfigIsChecked(t *testing.T) {
+	good := Config{N: 4, F: 1, Genesis: Genesis(h("job"), h("model"), h("state")), Rounds: 3}
+	if _, err := New(good); err != nil {
+		t.Fatal(err)
+	}
+	for want, f := range map[string]func(*Config){
+		"a roster of 0 peers":       func(c *Config) { c.N = 0 },
+		"a roster of 257 peers":     func(c *Config) { c.N = 257 },
+		"peer 4 is not on a roster": func(c *Config) { c.Self = 4 },
+		"f is 2, but 4 peers":       func(c *Config) { c.F = 2 },
+		"genesis must have":         func(c *Config) { c.Genesis.Height = 1 },
+		"would not end":             func(c *Config) { c.Rounds = 0 },
+		"is more than 10000":        func(c *Config) { c.TargetAccuracy = 10001 },
+		"is negative":               func(c *Config) { c.Timeouts.Fetch = -1 },
+		"are at most":               func(c *Config) { c.Watermark = MaxSlot + 1 },
+		"is not a record":           func(c *Config) { c.Head = Record{Height: 3, Slot: 4} },
+		"its run folder belongs": func(c *Config) {
+			c.Head = Record{Height: 2, Slot: 2, Parent: c.Genesis.ID(), Set: []Entry{{0, h("g")}}}
+		},
+	} {
+		c := good
+		f(&c)
+		if _, err := New(c); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want %q", err, want)
+		}
+	}
+}
+
+// other is what the other peers of a round say, for driving one machine.
+type others struct {
+	m       *Machine
+	now     time.Duration
+	counter uint64
+}
+
+// round takes the machine through one round without a fault, and returns how
+// many messages it got.
+func (o *others) round() int {
+	m, n := o.m, o.m.cfg.N
+	o.now += 40 * time.Millisecond
+	slot, head := m.slot, m.head
+	entries := make([]Entry, n)
+	gradient := func(p int) Hash {
+		g := head.id
+		g[0], g[1] = g[0]^byte(p+1), g[1]^0xaa
+		return g
+	}
+	for p := range entries {
+		entries[p] = Entry{Peer(p), gradient(p)}
+	}
+	say := func(p int, b Body) {
+		m.Step(o.now, Received{Message{From: Peer(p), Slot: slot, Parent: head.id, Body: b}})
+	}
+	m.Step(o.now, GradientReady{Slot: slot, Parent: head.id, Gradient: gradient(0), Bytes: 1000})
+	for p := 1; p < n; p++ {
+		say(p, Announce{Gradient: gradient(p), Bytes: 1000, BaseModel: head.rec.Model})
+		m.Step(o.now, BodyReady{Peer(p), gradient(p)})
+	}
+	for p := 1; p < n; p++ {
+		say(p, Ballot{Entries: entries})
+	}
+	model := head.rec.Model
+	model[3]++
+	m.Step(o.now, Applied{Slot: slot, Parent: head.id, Set: m.set, Model: model, State: head.rec.State})
+	own := m.own.rec
+	o.counter++
+	for p := 1; p < n; p++ {
+		say(p, SignedRecord{Record: own, Counter: o.counter})
+	}
+	return 3 * (n - 1)
+}
+
+func newOthers(t testing.TB, n int) *others {
+	m, err := New(Config{N: n, F: MaxFaulty(n), Genesis: Genesis(h("job"), h("model"), h("state")), Rounds: MaxSlot})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Step(0, Start{})
+	for p := 1; p < n; p++ {
+		m.Step(0, Connected{Peer(p)})
+	}
+	return &others{m: m}
+}
+
+// A long run neither waits for a timer nor grows.
+func TestLongRunStaysSmall(t *testing.T) {
+	o := newOthers(t, 7)
+	for i := range uint64(2000) {
+		o.round()
+		if o.m.head.rec.Height != i+1 || o.m.slot != i+2 {
+			t.Fatalf("round %d: at height %d in slot %d", i+1, o.m.head.rec.Height, o.m.slot)
+		}
+	}
+	if s := o.m.Stats(); s.Records > 3*window || s.Bodies > 3*7 || s.States > 3 || s.Messages > 7*inboxSlots {
+		t.Errorf("%+v", s)
+	}
+}
+
+func BenchmarkRound(b *testing.B) {
+	o := newOthers(b, 4)
+	messages := 0
+	for b.Loop() {
+		messages += o.round()
+	}
+	b.ReportMetric(float64(messages)/b.Elapsed().Seconds(), "messages/s")
+}
