@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"math/rand/v2"
 	"sort"
 	"strings"
@@ -36,7 +37,7 @@ var errLie = errors.New("what it sent does not have the hash asked for")
 // Every chunk is checked when it arrives.
 func (h *Host) Fetch(ctx context.Context, hash treehash.Hash, size int64, from []int) ([]byte, error) {
 	switch {
-	case size < 0 || size > h.cfg.Limits.BodySize:
+	case size < 0 || size > min(h.cfg.Limits.BodySize, math.MaxInt):
 		return nil, fmt.Errorf("p2p: fetching %s: a body of %d bytes: want 0 to %d", hash.Short(), size, h.cfg.Limits.BodySize)
 	case size == 0 && hash == treehash.Sum(nil):
 		return []byte{}, nil

@@ -112,7 +112,7 @@ func newResources(members int, l Limits) (network.ResourceManager, error) {
 			FD:      rcmgr.LimitVal(conns),
 			Streams: rcmgr.LimitVal(streams * members), StreamsInbound: rcmgr.LimitVal(streams * members),
 			StreamsOutbound: rcmgr.LimitVal(streams * members),
-			Memory:          rcmgr.LimitVal64(64<<20 + min(members, 64)*32<<20),
+			Memory:          64<<20 + 32<<20*rcmgr.LimitVal64(min(members, 64)),
 		},
 		// Connections before the handshake is done, and streams before their
 		// protocol is known.
@@ -121,7 +121,7 @@ func newResources(members int, l Limits) (network.ResourceManager, error) {
 			FD:      rcmgr.LimitVal(members + 32),
 			Streams: rcmgr.LimitVal(streams * members), StreamsInbound: rcmgr.LimitVal(streams * members),
 			StreamsOutbound: rcmgr.LimitVal(streams * members),
-			Memory:          rcmgr.LimitVal64(64<<20 + min(members, 64)*16<<20),
+			Memory:          64<<20 + 16<<20*rcmgr.LimitVal64(min(members, 64)),
 		},
 		PeerDefault: rcmgr.ResourceLimits{
 			Conns: 8, ConnsInbound: 4, ConnsOutbound: 4, FD: 8,

@@ -82,7 +82,8 @@ func FuzzFrame(f *testing.F) {
 func FuzzRequest(f *testing.F) {
 	f.Add(request{treehash.Hash{1}, 1 << 20, wantManifest, 0, 0}.append(nil))
 	f.Add(request{treehash.Hash{1}, 1 << 20, wantChunks, 1, 3}.append(nil))
-	f.Add(request{treehash.Hash{1}, 1<<63 - 1, wantChunks, 1<<32 - 1, 1<<32 - 1}.append(nil))
+	f.Add(bytes.Repeat([]byte{255}, requestSize))
+	f.Add(append(request{treehash.Hash{1}, 1 << 20, wantChunks, 0, 0}.append(nil)[:41], 255, 255, 255, 255, 255, 255, 255, 255))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		const maxSize = 1 << 30
 		r, err := decodeRequest(b, maxSize)
