@@ -32,3 +32,19 @@ func BenchmarkWarmInvocation(b *testing.B) {
 	}
 	percentiles(b, times)
 }
+
+// The same with the start of the process, here this test binary.
+func BenchmarkColdInvocation(b *testing.B) {
+	payload := event(b, order{Do: "echo", Value: "x"})
+	var times []time.Duration
+	for b.Loop() {
+		p := platform(b, Config{Concurrency: 1})
+		start := time.Now()
+		if _, inv, err := p.Invoke(b.Context(), payload); err != nil || !inv.Cold {
+			b.Fatalf("%+v, %v", inv, err)
+		}
+		times = append(times, time.Since(start))
+		p.Close()
+	}
+	percentiles(b, times)
+}

@@ -74,10 +74,10 @@ func measure(b *testing.B, n int, cold bool) {
 }
 
 // From Invoke to its return, with the gradient of one sample: little but the invocation itself.
-func BenchmarkWarmInvocation(b *testing.B) { measure(b, 1, false) }
+func BenchmarkWarmGradientInvocation(b *testing.B) { measure(b, 1, false) }
 
 // The same with the start of the process, its connection and the parameters.
-func BenchmarkColdInvocation(b *testing.B) { measure(b, 1, true) }
+func BenchmarkColdGradientInvocation(b *testing.B) { measure(b, 1, true) }
 
 // A whole minibatch, warm.
-func BenchmarkMinibatch(b *testing.B) { measure(b, 64, false) }
+func BenchmarkWarmMinibatchInvocation(b *testing.B) { measure(b, 64, false) }
