@@ -61,12 +61,12 @@ type Config struct {
 // Timeouts bound every wait. They decide who gets into a record, never which
 // model a record names. Zero values take the defaults given here.
 type Timeouts struct {
-	// Start is how long after Start a member that never connected is waited
-	// for. 15 s.
+	// Start is how long after Start a member is waited for that was not both
+	// connected and heard of yet. 15 s.
 	Start time.Duration
 	// A slot waits for announcements and bodies for 1.5 times the 90th
 	// percentile of recent arrivals, at least 3 times their median, within
-	// these bounds; for GradientMax while there are few arrivals. 2 s, 30 s.
+	// these bounds; for GradientMax while there are few arrivals. 3 s, 30 s.
 	GradientMin, GradientMax time.Duration
 	// Ballots, and then records, are waited for 4 times the 99th percentile of
 	// recent waits for them, within these bounds; for BallotMax while there
@@ -217,8 +217,8 @@ type (
 		Slot, Height uint64
 		Parent       Hash
 	}
-	// Fetch gets and checks a body. Holders are the members that should have
-	// it, its announcer first.
+	// Fetch gets and checks a body. Holders are connected members that should
+	// have it, its announcer first; there is one at least.
 	Fetch struct {
 		Peer     Peer
 		Gradient Hash

@@ -60,7 +60,8 @@ type heard struct {
 // peerState is what this peer knows of a member.
 type peerState struct {
 	connected bool
-	ever      bool // was connected once
+	met       bool // was connected once
+	heard     bool // said something once
 	waiting   bool // is one to wait for when connected
 	misses    int  // slots in a row that it was waited for in vain
 	jumped    bool
@@ -71,7 +72,8 @@ type peerState struct {
 type bodyStatus uint8
 
 const (
-	bodyFetching bodyStatus = iota
+	bodyWanted bodyStatus = iota // nobody who has it is connected yet
+	bodyFetching
 	bodyHeld
 	bodyRefused
 	bodyUnavailable
@@ -316,7 +318,7 @@ func (m *Machine) Step(now time.Duration, ev Event) []Action {
 func (m *Machine) early(ev Event) {
 	if ev, ok := ev.(Connected); ok && m.other(ev.Peer) {
 		m.peers[ev.Peer].connected = true
-		m.peers[ev.Peer].ever = true
+		m.peers[ev.Peer].met = true
 	}
 	if ev, ok := ev.(Disconnected); ok && m.other(ev.Peer) {
 		m.peers[ev.Peer].connected = false
@@ -357,10 +359,12 @@ func (m *Machine) reason(r *Record) (Reason, bool) {
 	return RoundsReached, m.cfg.Rounds > 0 && r.Height >= m.cfg.Rounds
 }
 
-// present reports whether p can be expected to say something.
+// present reports whether p can be expected to say something. At the start
+// connections may come and go, and what p says may come through others before
+// its connection is there.
 func (m *Machine) present(p Peer) bool {
 	s := &m.peers[p]
-	return s.connected || !s.ever && m.now < m.startEnd
+	return s.connected || m.now < m.startEnd && !(s.met && s.heard)
 }
 
 func (m *Machine) connected(p Peer) {
@@ -368,7 +372,8 @@ func (m *Machine) connected(p Peer) {
 		return
 	}
 	m.peers[p].connected = true
-	m.peers[p].ever = true
+	m.peers[p].met = true
+	m.wantBodies()
 	for _, n := range m.tree.nodes {
 		n.unavailable = 0
 	}
@@ -381,7 +386,9 @@ func (m *Machine) disconnected(p Peer) {
 	}
 	m.peers[p].connected = false
 	m.dirty = true
-	m.lose(p, "connection lost")
+	if !m.present(p) {
+		m.lose(p, "connection lost")
+	}
 }
 
 // lose takes p out of the wait-set, until it announces again.
@@ -456,6 +463,7 @@ func (m *Machine) received(msg *Message) {
 	if int(p) >= m.cfg.N || msg.validateFor(m.cfg.N) != nil {
 		return
 	}
+	m.peers[p].heard = true
 	if s, ok := msg.Body.(SignedRecord); ok {
 		m.receivedRecord(p, &s)
 		return
@@ -478,6 +486,7 @@ func (m *Machine) received(msg *Message) {
 			return
 		}
 		h.balloted, h.ballot = true, b.Entries
+		m.wantBodies()
 		if m.phase == phaseBallot && h == m.here(p) {
 			m.answers.add(m.now - m.ballotAt)
 		}
@@ -632,14 +641,14 @@ func (m *Machine) wantBody(p Peer, a *Announce) {
 	if a.Abstains() {
 		return
 	}
-	if b := m.bodies[a.Gradient]; b != nil {
-		b.lastUse = m.begun
-		if b.status != bodyUnavailable {
-			return
-		}
-		b.status = bodyFetching
-	} else {
-		m.bodies[a.Gradient] = &body{lastUse: m.begun}
+	b := m.bodies[a.Gradient]
+	if b == nil {
+		b = &body{}
+		m.bodies[a.Gradient] = b
+	}
+	b.lastUse = m.begun
+	if b.status != bodyWanted && b.status != bodyUnavailable {
+		return
 	}
 	holders := []Peer{}
 	if m.other(p) && m.peers[p].connected {
@@ -653,7 +662,22 @@ func (m *Machine) wantBody(p Peer, a *Announce) {
 			holders = append(holders, Peer(q))
 		}
 	}
-	m.emit(Fetch{Peer: p, Gradient: a.Gradient, Bytes: a.Bytes, Holders: holders})
+	b.status = bodyWanted
+	if len(holders) > 0 {
+		b.status = bodyFetching
+		m.emit(Fetch{Peer: p, Gradient: a.Gradient, Bytes: a.Bytes, Holders: holders})
+	}
+}
+
+// wantBodies has those bodies fetched for which there was nobody to ask.
+func (m *Machine) wantBodies() {
+	for p := range m.peers {
+		if h := m.here(Peer(p)); h != nil && h.announced && !h.announce.Abstains() && m.other(Peer(p)) {
+			if b := m.bodies[h.announce.Gradient]; b != nil && b.status == bodyWanted {
+				m.wantBody(Peer(p), &h.announce)
+			}
+		}
+	}
 }
 
 func (m *Machine) bodyReady(p Peer, g Hash) {
@@ -853,12 +877,12 @@ func (m *Machine) beginAt(slot uint64) {
 	m.retain()
 }
 
-// startDeadline is when members that never connected are no longer waited
+// startDeadline is when members that are not there yet are no longer waited
 // for; zero if there are none.
 func (m *Machine) startDeadline() time.Duration {
 	if m.now < m.startEnd {
 		for p := range m.peers {
-			if m.peers[p].waiting && !m.peers[p].ever {
+			if m.peers[p].waiting && !m.peers[p].connected {
 				return m.startEnd
 			}
 		}
@@ -963,7 +987,7 @@ func (m *Machine) waited(done func(p Peer, h *heard) bool) bool {
 			continue
 		}
 		if !m.present(Peer(p)) {
-			m.lose(Peer(p), "did not connect in time")
+			m.lose(Peer(p), "did not take part in time")
 			continue
 		}
 		if h := m.here(Peer(p)); (h == nil || !done(Peer(p), h)) && !m.passed(Peer(p)) {
@@ -981,7 +1005,7 @@ func (m *Machine) announceDone(_ Peer, h *heard) bool {
 		return true
 	}
 	b := m.bodies[h.announce.Gradient]
-	return b != nil && b.status != bodyFetching
+	return b != nil && b.status != bodyFetching && b.status != bodyWanted
 }
 
 func ballotDone(_ Peer, h *heard) bool { return h.balloted }
@@ -1367,7 +1391,7 @@ func (m *Machine) collect(expired bool) bool {
 			continue
 		}
 		missing = true
-		if b != nil && b.status == bodyFetching {
+		if b != nil && (b.status == bodyFetching || b.status == bodyWanted) {
 			continue
 		}
 		if b != nil && (b.status == bodyRefused || slices.Contains(m.retried, e.Gradient)) {

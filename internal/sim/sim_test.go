@@ -16,7 +16,7 @@ import (
 )
 
 var (
-	seeds = flag.Int("seeds", 300, "simulated runs in TestChaos (a sixth with -short)")
+	seeds = flag.Int("seeds", 200, "simulated runs in TestChaos (a sixth with -short)")
 	first = flag.Uint64("seed", 1, "first seed of TestChaos")
 )
 
