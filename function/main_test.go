@@ -216,20 +216,20 @@ func await(t testing.TB, events <-chan happening, what string, n int) (pids []in
 // gate is where invocations of "gate" wait until they are let through.
 type gate struct {
 	url     string
-	arrived chan struct{}
+	arrived chan string   // the query of each arrival's address
 	open    chan struct{} // let through one for each value
 	inside  atomic.Int32
 	most    atomic.Int32
 }
 
 func newGate(t testing.TB) *gate {
-	g := &gate{arrived: make(chan struct{}, 1000), open: make(chan struct{}, 1000)}
+	g := &gate{arrived: make(chan string, 1000), open: make(chan struct{}, 1000)}
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n := g.inside.Add(1)
 		defer g.inside.Add(-1)
 		for old := g.most.Load(); n > old && !g.most.CompareAndSwap(old, n); old = g.most.Load() {
 		}
-		g.arrived <- struct{}{}
+		g.arrived <- r.URL.RawQuery
 		select {
 		case <-g.open:
 		case <-r.Context().Done():
@@ -240,15 +240,18 @@ func newGate(t testing.TB) *gate {
 	return g
 }
 
-func (g *gate) wait(t testing.TB, n int) {
+// wait waits for n arrivals and returns their queries.
+func (g *gate) wait(t testing.TB, n int) (queries []string) {
 	t.Helper()
 	for range n {
 		select {
-		case <-g.arrived:
+		case query := <-g.arrived:
+			queries = append(queries, query)
 		case <-time.After(20 * time.Second):
 			t.Fatal("waited in vain for an invocation to begin")
 		}
 	}
+	return queries
 }
 
 func (g *gate) let(n int) {
