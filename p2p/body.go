@@ -69,7 +69,7 @@ func (b *bodyServer) leavesOf(hash treehash.Hash, size int64, compute func() []t
 // serve answers the requests on one stream until its opener closes it.
 func (h *Host) serve(s *session, stream network.Stream) {
 	err := h.serveAll(s.member, stream)
-	if err == nil || errors.Is(err, io.EOF) {
+	if errors.Is(err, io.EOF) {
 		stream.Close()
 		return
 	}
@@ -84,6 +84,7 @@ func (h *Host) serve(s *session, stream network.Stream) {
 	stream.Reset()
 }
 
+// serveAll ends with io.EOF where the opener closed the stream.
 func (h *Host) serveAll(m *member, stream network.Stream) error {
 	var buf [requestSize]byte
 	for {

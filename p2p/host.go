@@ -215,8 +215,9 @@ func (h *Host) SetAddresses(of int, addrs []string) error {
 	return nil
 }
 
-// refuse turns a member away for a while.
+// refuseLocked disconnects a member and turns it away for Limits.Penalty.
 func (h *Host) refuseLocked(m *member, why string) {
+	h.counts.banned.Add(1)
 	m.refused, m.why, m.bad = time.Now().Add(h.cfg.Limits.Penalty), why, 0
 	for _, s := range h.sessions {
 		if s.member == m {
@@ -233,9 +234,7 @@ func (h *Host) blame(m *member, what string) {
 	if m.bad++; m.bad < h.cfg.Limits.Bad {
 		return
 	}
-	n := m.bad
-	h.refuseLocked(m, fmt.Sprintf("it sent %d times what no honest peer sends, last %s", n, what))
-	h.counts.banned.Add(1)
+	h.refuseLocked(m, fmt.Sprintf("it sent %d times what no honest peer sends, last %s", m.bad, what))
 }
 
 // gater lets members through and nobody else.

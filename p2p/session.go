@@ -93,7 +93,6 @@ func (h *Host) runSession(ctx context.Context, s *session) {
 	}
 	h.mu.Lock()
 	if errors.As(err, &bad) && !h.closed {
-		h.counts.banned.Add(1)
 		h.refuseLocked(s.member, "it sent "+err.Error())
 	}
 	h.dropLocked(s, err.Error())
