@@ -18,7 +18,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 build: ## build ./spirt
-	CGO_ENABLED=0 $(GO) build -trimpath -o spirt ./cmd/spirt
+	CGO_ENABLED=0 $(GO) build -trimpath -tags lambda.norpc -o spirt ./cmd/spirt
 
 test: ## test everything that needs only Go
 	@$(GO) test $(TESTFLAGS) ./...
@@ -47,7 +47,7 @@ release: ## build for every system into dist/
 		os=$${target%/*}; arch=$${target#*/}; exe=; test $$os != windows || exe=.exe; \
 		for cmd in spirt spirt-function; do \
 			echo "dist/$$cmd-$$os-$$arch$$exe"; \
-			CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch GOARM=7 $(GO) build -trimpath -ldflags '-s -w' -o dist/$$cmd-$$os-$$arch$$exe ./cmd/$$cmd; \
+			CGO_ENABLED=0 GOOS=$$os GOARCH=$$arch GOARM=7 $(GO) build -trimpath -tags lambda.norpc -ldflags '-s -w' -o dist/$$cmd-$$os-$$arch$$exe ./cmd/$$cmd; \
 		done; \
 	done
 	@cd dist && sha256sum * > SHA256SUMS

@@ -5,7 +5,9 @@
 #
 #   bench/run.sh [REPEATS]      default 3; takes about two minutes a repeat
 #
-# Needs Go and Debian's python3-torch. PYTHON names another interpreter.
+# Needs Go and Debian's python3-torch and libopenblas0 (without the latter
+# PyTorch multiplies matrices with the reference BLAS, at a tenth of the speed).
+# PYTHON names another interpreter.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -20,6 +22,7 @@ say "building"
 make -s build
 go test -c -o "$out/nn.test" ./nn
 go test -c -o "$out/function.test" ./function
+go test -c -o "$out/gradient.test" ./function/gradient
 
 {
 	echo "commit: $(git rev-parse --short HEAD)$(git diff --quiet HEAD || echo ' with changes')"
@@ -39,7 +42,8 @@ for i in $(seq "$repeats"); do
 	"$python" bench/spirt_round.py --spirt ./spirt >>"$out/rounds-spirt.jsonl"
 	"$python" bench/pytorch_ddp.py >>"$out/rounds-pytorch.jsonl"
 	say "repeat $i: invocations"
-	(cd function && "../$out/function.test" -test.run '^$' -test.bench 'Invoke') >>"$out/invocations.txt"
+	(cd function && "../$out/function.test" -test.run '^$' -test.bench 'Invocation') >>"$out/invocations.txt"
+	(cd function/gradient && "../../$out/gradient.test" -test.run '^$' -test.bench .) >>"$out/invocations.txt"
 done
 
 rm "$out"/*.test
