@@ -37,8 +37,8 @@ func (h *Host) dial(ctx context.Context, m *member) {
 			wait = backoff/2 + rand.N(backoff/2+1)
 			if backoff == 0 && h.self > m.index {
 				// Both sides often learn of each other at once. One goes first,
-				// which saves closing the second of two connections.
-				wait = dialMin/2 + rand.N(dialMin/2)
+				// which saves the handshake of a second connection.
+				wait = 2*dialMin + rand.N(2*dialMin)
 			}
 			wait = max(wait, refused)
 		}
