@@ -407,3 +407,43 @@ func TestForeignIdentity(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 }
+
+// Whoever reads the events may leave: the run is stopped, nothing stays
+// behind.
+func TestReaderLeaves(t *testing.T) {
+	exe, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var stderr bytes.Buffer
+	cmd := exec.Command(exe, "train", "--json", "--model", "mlp", "--rounds", "100000", "--run", filepath.Join(t.TempDir(), "run"))
+	cmd.Stdout, cmd.Stderr = w, &stderr
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	w.Close()
+	var pids []int
+	for lines := bufio.NewScanner(r); len(pids) < 4 && lines.Scan(); {
+		var e spirt.Event
+		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
+			t.Fatal(err)
+		}
+		if e.State == "started" {
+			pids = append(pids, e.PID)
+		}
+	}
+	r.Close()
+	cmd.Wait()
+	if code := cmd.ProcessState.ExitCode(); code != spirt.ExitFailed || !strings.Contains(stderr.String(), "the run was stopped") {
+		t.Errorf("exit code %d, standard error:\n%s", code, &stderr)
+	}
+	for _, pid := range pids {
+		if syscall.Kill(pid, 0) == nil {
+			t.Errorf("peer process %d still runs", pid)
+		}
+	}
+}

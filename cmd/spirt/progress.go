@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -104,11 +105,11 @@ func (p *progress) event(e spirt.Event) {
 			return
 		}
 		text := fmt.Sprintf("peer %d %s", e.Peer, e.State)
-		if e.Message != "" {
+		if e.By != 0 { // the whole reason stands in the events
+			reason, _, _ := strings.Cut(e.Message, ":")
+			text = fmt.Sprintf("peer %d: %s (%s)", e.By, text, reason)
+		} else if e.Message != "" {
 			text += ": " + e.Message
-		}
-		if e.By != 0 {
-			text = fmt.Sprintf("peer %d: %s", e.By, text)
 		}
 		p.say("%s", text)
 	case "warning":

@@ -1,10 +1,13 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
+	"os/signal"
 	"path/filepath"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -40,15 +43,24 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 				cfg.Dir = filepath.Join("runs", time.Now().Format("20060102-150405")+"-"+job.Model)
 			}
 			p := newProgress(stderr, job, cfg.Dir)
+			// Who reads the events may leave, as head does. Nobody then
+			// waits for the run, and the peers are stopped.
+			signal.Ignore(syscall.SIGPIPE)
+			ctx, cancel := context.WithCancelCause(c.Context())
+			defer cancel(nil)
 			cfg.OnEvent = func(e spirt.Event, line []byte) {
 				if asJSON {
-					stdout.Write(line)
+					if _, err := stdout.Write(line); err != nil {
+						cancel(fmt.Errorf("the events could not be written, the run was stopped: %w", err))
+					}
 				}
 				p.event(e)
 			}
-			done, err := spirt.Train(c.Context(), job, cfg)
+			done, err := spirt.Train(ctx, job, cfg)
 			p.close()
-			if err != nil {
+			if cause := context.Cause(ctx); err != nil && c.Context().Err() == nil && cause != nil {
+				return cause
+			} else if err != nil {
 				return err
 			}
 			p.summary(done)
