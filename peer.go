@@ -297,7 +297,9 @@ func (p *peer) discover(ctx context.Context) {
 				continue // it has not started yet
 			}
 			seen[i] = string(b)
-			p.host.SetAddresses(i, strings.Fields(string(b)))
+			if err := p.host.SetAddresses(i, strings.Fields(string(b))); err != nil {
+				p.log.Warn("an address in the run folder is of no use", "peer", i+1, "err", err)
+			}
 		}
 	}
 }

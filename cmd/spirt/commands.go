@@ -15,6 +15,7 @@ import (
 
 	"github.com/spirt-ml/spirt"
 	"github.com/spirt-ml/spirt/function"
+	"github.com/spirt-ml/spirt/p2p"
 )
 
 func peerCommand(stderr io.Writer) *cobra.Command {
@@ -36,6 +37,7 @@ func peerCommand(stderr io.Writer) *cobra.Command {
 				level = slog.LevelDebug
 			}
 			cfg.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
+			p2p.LogLibrary(cfg.Logger.Handler())
 			return spirt.RunPeer(c.Context(), cfg)
 		},
 	}

@@ -339,13 +339,13 @@ func (a Compute) String() string {
 	return fmt.Sprintf("compute slot %d height %d on %s", a.Slot, a.Height, a.Parent.Short())
 }
 func (a Fetch) String() string {
-	return fmt.Sprintf("fetch %s of %d from %v", a.Gradient.Short(), a.Peer, a.Holders)
+	return fmt.Sprintf("fetch %s of %d from %d", a.Gradient.Short(), a.Peer, a.Holders)
 }
 func (a Apply) String() string {
 	return fmt.Sprintf("apply slot %d height %d on %s: %s", a.Slot, a.Height, a.Parent.Short(), describeSet(a.Set))
 }
 func (a FetchState) String() string {
-	return fmt.Sprintf("fetch state of %s height %d from %v", a.ID.Short(), a.Record.Height, a.Holders)
+	return fmt.Sprintf("fetch state of %s height %d from %d", a.ID.Short(), a.Record.Height, a.Holders)
 }
 func (a Adopt) String() string {
 	s := fmt.Sprintf("adopt %s height %d slot %d set %s %s", a.ID.Short(), a.Record.Height, a.Record.Slot, describeSet(a.Record.Set), a.How)

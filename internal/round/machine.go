@@ -290,7 +290,7 @@ func (m *Machine) Step(now time.Duration, ev Event) []Action {
 	case BodyReady:
 		m.bodyReady(ev.Peer, ev.Gradient)
 	case BodyRefused:
-		m.bodyLost(ev.Peer, ev.Gradient, bodyRefused, "refused: "+ev.Reason)
+		m.bodyLost(ev.Peer, ev.Gradient, bodyRefused, "was refused: "+ev.Reason)
 	case BodyUnavailable:
 		m.bodyLost(ev.Peer, ev.Gradient, bodyUnavailable, "could not be had")
 	case Applied:
@@ -396,7 +396,7 @@ func (m *Machine) lose(p Peer, why string) {
 	m.wait[p] = false
 	if m.peers[p].waiting {
 		m.peers[p].waiting = false
-		m.report(PeerLost, p, Hash{}, fmt.Sprintf("peer %d: %s", p, why))
+		m.report(PeerLost, p, Hash{}, fmt.Sprintf("peer %s: %s", p, why))
 	}
 }
 
@@ -409,7 +409,7 @@ func (m *Machine) returns(p Peer) {
 	s.misses = 0
 	if !s.waiting {
 		s.waiting = true
-		m.report(PeerReturned, p, Hash{}, fmt.Sprintf("peer %d takes part again", p))
+		m.report(PeerReturned, p, Hash{}, fmt.Sprintf("peer %s takes part again", p))
 	}
 	if m.phase == phaseGather {
 		m.wait[p] = true
@@ -501,7 +501,7 @@ func (m *Machine) received(msg *Message) {
 }
 
 func (m *Machine) conflict(msg *Message) {
-	m.report(Conflict, msg.From, Hash{}, fmt.Sprintf("peer %d signed two different messages of type %s for slot %d: the second is ignored", msg.From, msg.Type(), msg.Slot))
+	m.report(Conflict, msg.From, Hash{}, fmt.Sprintf("peer %s signed two different messages of type %s for slot %d: the second is ignored", msg.From, msg.Type(), msg.Slot))
 }
 
 func (m *Machine) receivedAnnounce(p Peer, msg *Message, a Announce, h *heard) {
@@ -512,11 +512,11 @@ func (m *Machine) receivedAnnounce(p Peer, msg *Message, a Announce, h *heard) {
 		return
 	}
 	if a.Bytes > m.cfg.MaxGradientBytes {
-		m.report(InvalidMessage, p, Hash{}, fmt.Sprintf("peer %d announces a gradient of %d bytes, more than %d: it is left out", p, a.Bytes, m.cfg.MaxGradientBytes))
+		m.report(InvalidMessage, p, Hash{}, fmt.Sprintf("peer %s announces a gradient of %d bytes, more than %d: it is left out", p, a.Bytes, m.cfg.MaxGradientBytes))
 		a = Announce{BaseModel: a.BaseModel}
 	}
 	if n := m.tree.byID[msg.Parent]; n != nil && a.BaseModel != n.rec.Model {
-		m.report(InvalidMessage, p, n.id, fmt.Sprintf("peer %d announces a gradient at another model than its parent's: it is left out", p))
+		m.report(InvalidMessage, p, n.id, fmt.Sprintf("peer %s announces a gradient at another model than its parent's: it is left out", p))
 		a = Announce{BaseModel: a.BaseModel}
 	}
 	h.announced, h.announce = true, a
@@ -533,7 +533,7 @@ func (m *Machine) receivedAnnounce(p Peer, msg *Message, a Announce, h *heard) {
 
 func (m *Machine) late(p Peer, began time.Duration) {
 	m.arrivals.add(m.now - began)
-	m.report(LateGradient, p, Hash{}, fmt.Sprintf("the gradient of peer %d came too late", p))
+	m.report(LateGradient, p, Hash{}, fmt.Sprintf("the gradient of peer %s came too late", p))
 }
 
 // maybeReturns takes a peer back that says it is at a recent record of this
@@ -558,7 +558,7 @@ func (m *Machine) receivedRecord(p Peer, s *SignedRecord) {
 		m.floor = max(m.floor, r.Slot)
 	}
 	invalid := func(why string) {
-		m.report(InvalidMessage, p, id, fmt.Sprintf("peer %d signed a record that %s", p, why))
+		m.report(InvalidMessage, p, id, fmt.Sprintf("peer %s signed a record that %s", p, why))
 	}
 	if int(r.FUsed) != m.fUsed(len(r.Set)) {
 		invalid("uses a wrong f")
@@ -700,7 +700,7 @@ func (m *Machine) bodyLost(p Peer, g Hash, status bodyStatus, why string) {
 		return
 	}
 	b.status = status
-	m.report(BodyDropped, p, Hash{}, fmt.Sprintf("the gradient of peer %d was %s", p, why))
+	m.report(BodyDropped, p, Hash{}, fmt.Sprintf("the gradient of peer %s %s", p, why))
 }
 
 func (m *Machine) gradient(parent Hash) *ownGradient {
@@ -1135,12 +1135,12 @@ func (m *Machine) timeout(kind ReportKind, what string) {
 				done = h != nil && h.record != nil
 			}
 			if !done {
-				missing = fmt.Appendf(missing, " %d", p)
+				missing = fmt.Appendf(missing, " %s", Peer(p))
 			}
 		}
 	}
 	if kind == TimeoutGradient && !m.announced {
-		missing = fmt.Appendf(missing, " %d (this peer)", m.cfg.Self)
+		missing = fmt.Appendf(missing, " %s (this peer)", m.cfg.Self)
 	}
 	m.report(kind, m.cfg.Self, Hash{}, fmt.Sprintf("waited %v for %s, missing:%s", m.now-m.began, what, missing))
 }
@@ -1383,7 +1383,7 @@ func (m *Machine) collect(expired bool) bool {
 			continue
 		}
 		if h.announce.Gradient != e.Gradient {
-			m.failSlot(fmt.Sprintf("peer %d announced something else to others", e.Peer))
+			m.failSlot(fmt.Sprintf("peer %s announced something else to others", e.Peer))
 			return true
 		}
 		b := m.bodies[e.Gradient]
@@ -1395,7 +1395,7 @@ func (m *Machine) collect(expired bool) bool {
 			continue
 		}
 		if b != nil && (b.status == bodyRefused || slices.Contains(m.retried, e.Gradient)) {
-			m.failSlot(fmt.Sprintf("the gradient of peer %d cannot be had", e.Peer))
+			m.failSlot(fmt.Sprintf("the gradient of peer %s cannot be had", e.Peer))
 			return true
 		}
 		m.retried = append(m.retried, e.Gradient)
@@ -1583,7 +1583,7 @@ func (m *Machine) finish() bool {
 			return false
 		}
 		if !at {
-			m.report(LingerExpired, Peer(p), m.head.id, fmt.Sprintf("peer %d is not at the last record", p))
+			m.report(LingerExpired, Peer(p), m.head.id, fmt.Sprintf("peer %s is not at the last record", Peer(p)))
 		}
 	}
 	reason, _ := m.reason(&m.head.rec)

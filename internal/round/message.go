@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 
 	"github.com/fxamacker/cbor/v2"
 
@@ -18,6 +19,10 @@ type Hash = treehash.Hash
 // Peer is a member's index in the roster. Sets are in this order, and so are
 // the sums over them.
 type Peer uint16
+
+// String returns the number that people know the peer by, which counts from
+// 1. Traces print the index.
+func (p Peer) String() string { return strconv.Itoa(int(p) + 1) }
 
 // Bounds on everything that comes from outside.
 const (
@@ -382,10 +387,10 @@ func validateEntries(set []Entry) error {
 	}
 	for i, e := range set {
 		if i > 0 && set[i-1].Peer >= e.Peer {
-			return fmt.Errorf("entry %d: peer %d after peer %d", i, e.Peer, set[i-1].Peer)
+			return fmt.Errorf("entry %d: peer %s after peer %s", i, e.Peer, set[i-1].Peer)
 		}
 		if e.Gradient == (Hash{}) {
-			return fmt.Errorf("entry %d: peer %d without a gradient", i, e.Peer)
+			return fmt.Errorf("entry %d: peer %s without a gradient", i, e.Peer)
 		}
 	}
 	return nil
@@ -506,22 +511,22 @@ func open(envelope []byte, job, roster Hash, members []ed25519.PublicKey) (m Mes
 	case w.Roster != roster:
 		return m, id, fmt.Errorf("it is of roster %s, not %s", w.Roster.Short(), roster.Short())
 	case int(w.From) >= len(members):
-		return m, id, fmt.Errorf("peer %d is not one of the %d on the roster", w.From, len(members))
+		return m, id, fmt.Errorf("peer %s is not one of the %d on the roster", w.From, len(members))
 	}
 	body, err := decodeBody(w.Type, w.Body, w.Slot, w.Parent)
 	if err != nil {
-		return m, id, fmt.Errorf("%s of peer %d: %w", w.Type, w.From, err)
+		return m, id, fmt.Errorf("%s of peer %s: %w", w.Type, w.From, err)
 	}
 	m = Message{From: w.From, Slot: w.Slot, Parent: w.Parent, Body: body}
 	if err := m.validateFor(len(members)); err != nil {
-		return m, id, fmt.Errorf("%s of peer %d: %w", w.Type, w.From, err)
+		return m, id, fmt.Errorf("%s of peer %s: %w", w.Type, w.From, err)
 	}
 	if !bytes.Equal(encodeMessage(job, roster, &m), e.Message) || !bytes.Equal(mustEncode(e), envelope) {
-		return m, id, fmt.Errorf("%s of peer %d: not in canonical form", w.Type, w.From)
+		return m, id, fmt.Errorf("%s of peer %s: not in canonical form", w.Type, w.From)
 	}
 	signed := signedBytes(e.Message)
 	if !ed25519.Verify(members[w.From], signed, e.Signature) {
-		return m, id, fmt.Errorf("%s of peer %d: the signature is not this peer's", w.Type, w.From)
+		return m, id, fmt.Errorf("%s of peer %s: the signature is not this peer's", w.Type, w.From)
 	}
 	return m, treehash.Sum(signed), nil
 }
@@ -541,7 +546,7 @@ func (m *Message) validateFor(n int) error {
 		set = b.Head.Set
 	}
 	if len(set) > 0 && int(set[len(set)-1].Peer) >= n {
-		return fmt.Errorf("names peer %d, but the roster has %d", set[len(set)-1].Peer, n)
+		return fmt.Errorf("names peer %s, but the roster has %d", set[len(set)-1].Peer, n)
 	}
 	return nil
 }

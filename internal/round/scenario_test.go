@@ -38,7 +38,7 @@ func (s *story) name(h Hash, name string) Hash {
 // gradient is what p computes on the head: g3.1 is peer 3's for round 1.
 func (s *story) gradient(p Peer) Hash {
 	height := s.m.head.rec.Height + 1
-	return s.name(h(fmt.Sprint("gradient", p, height)), fmt.Sprintf("g%d.%d", p, height))
+	return s.name(h(fmt.Sprint("gradient", uint16(p), height)), fmt.Sprintf("g%d.%d", p, height))
 }
 
 // show prints actions by name, without housekeeping.
@@ -117,10 +117,18 @@ func (s *story) record(d *datadriven.TestData) Record {
 	set := s.set(arg(d, "set", ""))
 	slot, _ := strconv.ParseUint(arg(d, "slot", fmt.Sprint(parent.Slot+1)), 10, 64)
 	salt := arg(d, "model", "")
+	type entry struct {
+		peer     uint16
+		gradient string
+	}
+	content := make([]entry, len(set))
+	for i, e := range set {
+		content[i] = entry{uint16(e.Peer), e.Gradient.String()}
+	}
 	r := Record{
 		Slot: slot, Height: parent.Height + 1, Parent: parent.ID(), Set: set,
 		FUsed: uint16(min(s.m.cfg.F, (len(set)-1)/2)),
-		Model: h(fmt.Sprint(parent.Model, set, salt)), State: h(fmt.Sprint(parent.State, set)),
+		Model: h(fmt.Sprint(parent.Model, content, salt)), State: h(fmt.Sprint(parent.State, content)),
 	}
 	s.learn(r)
 	return r
