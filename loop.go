@@ -369,15 +369,22 @@ func (p *peer) fetch(ctx context.Context, a round.Fetch) result {
 	// have it, or will have it soon.
 	ctx, cancel := context.WithTimeout(ctx, fetchTime)
 	defer cancel()
-	data, err := p.host.Fetch(ctx, a.Gradient, int64(a.Bytes), p.sources(append([]round.Peer{a.Peer}, a.Holders...)))
+	draft, err := p.db.Draft(tensor.Float32, p.store.params)
 	if err != nil {
+		return result{err: err}
+	}
+	defer draft.Discard()
+	if a.Bytes != uint64(len(draft.Data())) {
+		return result{event: round.BodyRefused{Peer: a.Peer, Gradient: a.Gradient, Reason: fmt.Sprintf("it has %d bytes, not %d", a.Bytes, len(draft.Data()))}}
+	}
+	if err := p.host.FetchInto(ctx, draft.Data(), a.Gradient, p.sources(append([]round.Peer{a.Peer}, a.Holders...))); err != nil {
 		p.log.Info("no body", "peer", a.Peer+1, "gradient", a.Gradient.Short(), "err", err)
 		return result{event: round.BodyUnavailable{Peer: a.Peer, Gradient: a.Gradient}}
 	}
-	if err := p.store.checkAverage(data); err != nil {
+	if err := p.store.checkAverage(draft.Data()); err != nil {
 		return result{event: round.BodyRefused{Peer: a.Peer, Gradient: a.Gradient, Reason: err.Error()}}
 	}
-	if err := p.store.putAverage(a.Gradient, data); err != nil {
+	if err := p.store.putAverage(a.Gradient, draft); err != nil {
 		return result{err: err}
 	}
 	return result{event: round.BodyReady{Peer: a.Peer, Gradient: a.Gradient}}

@@ -283,14 +283,21 @@ func (p *peer) openHost() error {
 	return writeFileAtomic(filepath.Join(p.dir, addressFile), []byte(addresses), 0o644)
 }
 
-// discoverEvery is how often the run folder is looked at for addresses.
-const discoverEvery = 100 * time.Millisecond
+// The run folder is looked at for addresses often while somebody is missing,
+// and otherwise now and then.
+const (
+	discoverEvery = 100 * time.Millisecond
+	discoverIdle  = 10 // times as long
+)
 
 // discover tells the host where the other peers of the run folder listen,
 // also after one was started again elsewhere.
 func (p *peer) discover(ctx context.Context) {
 	seen := make([]string, p.job.Peers)
-	for wait(ctx, discoverEvery) == nil {
+	for idle := 0; wait(ctx, discoverEvery) == nil; idle++ {
+		if p.host.Stats().Connected == p.job.Peers-1 && idle%discoverIdle != 0 {
+			continue
+		}
 		for i := range seen {
 			b, err := readFile(filepath.Join(peerDir(p.cfg.Run, i+1), addressFile), 64<<10)
 			if err != nil || i == p.n-1 || string(b) == seen[i] {

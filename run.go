@@ -156,6 +156,7 @@ func (r *run) start(cfg TrainConfig, listen []string) (<-chan exit, error) {
 		}
 		cmd.Args[0] = "spirt" // for those who list processes
 		cmd.Stdout, cmd.Stderr = log, log
+		cmd.Env = append(os.Environ(), peerEnv(len(r.peers))...)
 		ownGroup(cmd)
 		err = cmd.Start()
 		log.Close() // the child has its own
@@ -167,6 +168,16 @@ func (r *run) start(cfg TrainConfig, listen []string) (<-chan exit, error) {
 		go func() { exits <- exit{i, cmd.Wait()} }() // ends with the process
 	}
 	return exits, nil
+}
+
+// peerEnv returns what is set in the environment of each of so many peers on
+// this machine. They share its CPUs: a peer that ran on all of them would
+// spend its time waking threads. Who sets GOMAXPROCS decides otherwise.
+func peerEnv(peers int) []string {
+	if os.Getenv("GOMAXPROCS") != "" {
+		return nil
+	}
+	return []string{"GOMAXPROCS=" + strconv.Itoa(max(1, runtime.NumCPU()/peers))}
 }
 
 // setState notes and reports the state of peer i.

@@ -2,6 +2,7 @@ package spirt
 
 import (
 	"fmt"
+	"math"
 	"strconv"
 	"strings"
 	"sync"
@@ -90,20 +91,34 @@ func (s *store) checkAverage(data []byte) error {
 	if len(data) != 4*s.params {
 		return fmt.Errorf("it has %d bytes, not the %d of %d parameters", len(data), 4*s.params, s.params)
 	}
-	for i, v := range tensor.Floats(data) {
-		if !(v >= -maxCoordinate && v <= maxCoordinate) {
-			if v-v != 0 { // NaN or infinite
-				return fmt.Errorf("coordinate %d is not finite: %v", i, v)
-			}
+	// The bits of positive floats are in their order, and those of what is
+	// not finite above all others.
+	limit, i := math.Float32bits(maxCoordinate), 0
+	floats := tensor.Floats(data)
+	for ; i+4 <= len(floats); i += 4 {
+		f := floats[i : i+4 : i+4]
+		if max(math.Float32bits(f[0])&^signBit, math.Float32bits(f[1])&^signBit,
+			math.Float32bits(f[2])&^signBit, math.Float32bits(f[3])&^signBit) > limit {
+			break
+		}
+	}
+	for ; i < len(floats); i++ {
+		switch v := floats[i]; {
+		case math.Float32bits(v)&^signBit <= limit:
+		case v-v != 0: // NaN or infinite
+			return fmt.Errorf("coordinate %d is not finite: %v", i, v)
+		default:
 			return fmt.Errorf("coordinate %d is out of bounds: %v is beyond %v", i, v, float32(maxCoordinate))
 		}
 	}
 	return nil
 }
 
+const signBit = 1 << 31
+
 // putAverage keeps a peer's average, whose hash was checked on arrival.
-func (s *store) putAverage(h treehash.Hash, data []byte) error {
-	if _, err := s.db.Set(s.averageKey(h), tensor.Tensor{DType: tensor.Float32, Shape: []int{s.params}, Data: data}); err != nil {
+func (s *store) putAverage(h treehash.Hash, draft *tensordb.Draft) error {
+	if _, err := draft.Commit(s.averageKey(h)); err != nil {
 		return err
 	}
 	s.offer(h, s.averageKey(h))

@@ -376,13 +376,13 @@ func (in *instance) watchMemory() {
 	if !canReadMemory {
 		return
 	}
-	ticker := time.NewTicker(memoryInterval)
-	defer ticker.Stop()
+	timer := time.NewTimer(memoryInterval)
+	defer timer.Stop()
 	for {
 		select {
 		case <-in.gone:
 			return
-		case <-ticker.C:
+		case <-timer.C:
 		}
 		resident, peak := in.group.memory(in.pid)
 		p.mu.Lock()
@@ -393,7 +393,17 @@ func (in *instance) watchMemory() {
 			p.log.Warn("instance killed for its memory", "pid", in.pid, "resident_mb", megabytes(resident), "limit_mb", p.cfg.MemoryMB)
 		}
 		p.mu.Unlock()
+		timer.Reset(nextLook(resident, int64(p.cfg.MemoryMB)<<20))
 	}
+}
+
+// nextLook is how long an instance's memory may go unwatched: an instance far
+// below its limit takes a while to reach it, and looking costs system calls.
+func nextLook(resident, limit int64) time.Duration {
+	if resident < limit/2 {
+		return 5 * memoryInterval
+	}
+	return memoryInterval
 }
 
 func megabytes(bytes int64) int { return int((bytes + 1<<20 - 1) >> 20) }

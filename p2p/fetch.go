@@ -30,27 +30,41 @@ const (
 // errLie marks bytes that are not what their hash says.
 var errLie = errors.New("what it sent does not have the hash asked for")
 
-// Fetch returns the body of that hash and size from any of the members given,
-// the first ones first: large bodies from several at once, and chunks from
-// another where one fails, lies, stalls or does not have it. It tries until
-// ctx ends (without a deadline: for Limits.Fetch), or until every member lied.
-// Every chunk is checked when it arrives.
+// Fetch returns the body of that hash and size, as FetchInto gets it.
 func (h *Host) Fetch(ctx context.Context, hash treehash.Hash, size int64, from []int) ([]byte, error) {
-	switch {
-	case size < 0 || size > min(h.cfg.Limits.BodySize, math.MaxInt):
+	if size < 0 || size > min(h.cfg.Limits.BodySize, math.MaxInt) {
 		return nil, fmt.Errorf("p2p: fetching %s: a body of %d bytes: want 0 to %d", hash.Short(), size, h.cfg.Limits.BodySize)
+	}
+	data := make([]byte, size)
+	if err := h.FetchInto(ctx, data, hash, from); err != nil {
+		return nil, err
+	}
+	return data, nil
+}
+
+// FetchInto fills dst with the body that has this hash and dst's length, from
+// any of the members given, the first ones first: large bodies from several at
+// once, and chunks from another where one fails, lies, stalls or does not have
+// it. It tries until ctx ends (without a deadline: for Limits.Fetch), or until
+// every member lied. Every chunk is checked when it arrives. After an error
+// dst holds anything.
+func (h *Host) FetchInto(ctx context.Context, dst []byte, hash treehash.Hash, from []int) error {
+	size := int64(len(dst))
+	switch {
+	case size > h.cfg.Limits.BodySize:
+		return fmt.Errorf("p2p: fetching %s: a body of %d bytes: want 0 to %d", hash.Short(), size, h.cfg.Limits.BodySize)
 	case size == 0 && hash == treehash.Sum(nil):
-		return []byte{}, nil
+		return nil
 	case size == 0:
-		return nil, fmt.Errorf("p2p: fetching %s: that is not the hash of no bytes", hash.Short())
+		return fmt.Errorf("p2p: fetching %s: that is not the hash of no bytes", hash.Short())
 	case len(from) == 0 || len(from) > maxSources:
-		return nil, fmt.Errorf("p2p: fetching %s: from %d members: want 1 to %d", hash.Short(), len(from), maxSources)
+		return fmt.Errorf("p2p: fetching %s: from %d members: want 1 to %d", hash.Short(), len(from), maxSources)
 	}
 	seen := make(map[int]bool, len(from))
 	f := &fetch{h: h, hash: hash, size: size, chunks: treehash.NumChunks(size), done: make(chan outcome, len(from))}
 	for _, i := range from {
 		if i < 0 || i >= len(h.members) || i == h.self {
-			return nil, fmt.Errorf("p2p: fetching %s from member %d: want another of the %d members", hash.Short(), i, len(h.members))
+			return fmt.Errorf("p2p: fetching %s from member %d: want another of the %d members", hash.Short(), i, len(h.members))
 		}
 		if !seen[i] {
 			seen[i] = true
@@ -64,15 +78,15 @@ func (h *Host) Fetch(ctx context.Context, hash treehash.Hash, size int64, from [
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	f.data = make([]byte, size)
+	f.data = dst
 	f.left = f.chunks
 	if err := f.run(ctx); err != nil {
-		return nil, fmt.Errorf("p2p: fetching %s, %d bytes: %w", hash.Short(), size, err)
+		return fmt.Errorf("p2p: fetching %s, %d bytes: %w", hash.Short(), size, err)
 	}
 	if f.leaves != nil {
 		h.bodies.leavesOf(hash, size, func() []treehash.Hash { return f.leaves })
 	}
-	return f.data, nil
+	return nil
 }
 
 // fetch is one Fetch that runs. Its own goroutine starts and stops workers, one

@@ -1,0 +1,55 @@
+package tensordb
+
+import (
+	"fmt"
+	"slices"
+
+	"github.com/spirt-ml/spirt/tensor"
+)
+
+// Draft is a tensor that is being filled, in the database's own memory: what
+// comes from a socket needs no copy. It has one owner, who calls Commit or
+// Discard at the end.
+type Draft struct {
+	db    *DB
+	blob  *blob // nil once it is committed or discarded
+	dtype tensor.DType
+	shape []int
+}
+
+// Draft returns a tensor of this dtype and shape with arbitrary content.
+func (db *DB) Draft(dtype tensor.DType, shape ...int) (*Draft, error) {
+	n, err := tensor.DataLen(dtype, shape)
+	if err != nil {
+		return nil, fmt.Errorf("drafting a tensor: %w: %w", ErrWrongType, err)
+	}
+	b, err := db.mem.alloc(n)
+	if err != nil {
+		return nil, fmt.Errorf("drafting a tensor: %w", err)
+	}
+	return &Draft{db: db, blob: b, dtype: dtype, shape: slices.Clone(shape)}, nil
+}
+
+// Data returns the bytes to fill. They must not be used after Commit or
+// Discard.
+func (d *Draft) Data() []byte { return d.blob.data }
+
+// Commit makes the draft the current version of key, and returns its number.
+// After an error the draft is discarded.
+func (d *Draft) Commit(key string) (number uint64, err error) {
+	if err := checkKey(key); err != nil {
+		d.Discard()
+		return 0, err
+	}
+	b := d.blob
+	d.blob = nil
+	return d.db.put(key, &version{blob: b, dtype: d.dtype, shape: d.shape})
+}
+
+// Discard gives the memory back. After Commit or Discard it does nothing.
+func (d *Draft) Discard() {
+	if d.blob != nil {
+		d.blob.release()
+		d.blob = nil
+	}
+}
