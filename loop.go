@@ -266,18 +266,12 @@ func (p *peer) act(ctx context.Context, a round.Action) error {
 			l.timer.Reset(max(0, a.At-time.Since(l.started)))
 		}
 	case round.Compute:
-		parent, err := p.record(a.Parent)
-		if err != nil {
-			return err
-		}
+		parent := l.records[a.Parent] // one that is not kept has no state: that fails there
 		p.background(ctx, "compute", func(ctx context.Context) result { return p.compute(ctx, a, parent) })
 	case round.Fetch:
 		p.background(ctx, "fetch/"+a.Gradient.String(), func(ctx context.Context) result { return p.fetch(ctx, a) })
 	case round.Apply:
-		parent, err := p.record(a.Parent)
-		if err != nil {
-			return err
-		}
+		parent := l.records[a.Parent]
 		p.background(ctx, "apply", func(context.Context) result { return p.apply(a, parent) })
 	case round.FetchState:
 		l.records[a.ID] = a.Record
@@ -292,15 +286,6 @@ func (p *peer) act(ctx context.Context, a round.Action) error {
 		l.finished = &a
 	}
 	return nil
-}
-
-// record returns a record that the machine builds on.
-func (p *peer) record(id round.Hash) (round.Record, error) {
-	r, ok := p.loop.records[id]
-	if !ok {
-		return r, fmt.Errorf("the record %s is not kept here", id.Short())
-	}
-	return r, nil
 }
 
 // background runs f and passes on its result. Work of the same name that is

@@ -149,7 +149,8 @@ const maxSocketPath = 100
 // and puts the peer's samples in it. It returns the socket and the token that
 // functions use.
 func (p *peer) openDatabase() (socket, token string, err error) {
-	if p.db, err = tensordb.Open(tensordb.Config{Dir: filepath.Join(p.dir, databaseDir), Logger: p.log}); err != nil {
+	p.db, err = tensordb.Open(tensordb.Config{Dir: filepath.Join(p.dir, databaseDir), MaxMemory: p.databaseMemory(), Logger: p.log})
+	if err != nil {
 		return "", "", err
 	}
 	p.onClose(p.db.Close)
@@ -192,6 +193,15 @@ func (p *peer) openDatabase() (socket, token string, err error) {
 	go func() { serving <- p.server.Serve(listener) }() // ends with the server's Close
 	p.onClose(func() error { return errors.Join(p.server.Close(), <-serving) })
 	return socket, token, nil
+}
+
+// databaseMemory bounds the database in bytes, well above what a run takes:
+// samples, a few states, the averages of two slots, the gradients that may
+// arrive early, and as much again for what is kept for reuse.
+func (p *peer) databaseMemory() int64 {
+	model := int64(4 * p.model.NumParams())
+	vectors := int64(16 + 3*p.job.Peers + 2*p.job.Functions.Concurrency)
+	return 2*(int64(len(p.data.Images)+len(p.data.Labels))+vectors*model) + 64<<20
 }
 
 // loadSamples puts this peer's shard and the validation samples in its
