@@ -1,0 +1,447 @@
+package round
+
+import (
+	"fmt"
+	"slices"
+)
+
+// One slot, from its beginning to the signed record.
+
+// final reports whether the run ends at a record.
+func (m *Machine) final(r *Record) bool {
+	_, ok := m.reason(r)
+	return ok
+}
+
+func (m *Machine) reason(r *Record) (Reason, bool) {
+	v := r.Validation
+	if t := uint64(m.cfg.TargetAccuracy); t > 0 && v.Count > 0 && uint64(v.Correct)*10000 >= t*uint64(v.Count) {
+		return TargetReached, true
+	}
+	return RoundsReached, m.cfg.Rounds > 0 && r.Height >= m.cfg.Rounds
+}
+
+func (m *Machine) fUsed(set int) int { return min(m.cfg.F, (set-1)/2) }
+
+// nextSlot is the next that this peer may begin on the head.
+func (m *Machine) nextSlot() uint64 {
+	floor := m.floor
+	if m.mutant.ignoreWatermark {
+		floor = 0
+	}
+	if m.mutant.repeatSlot {
+		return max(m.head.rec.Slot, floor) + 1
+	}
+	return max(m.head.rec.Slot, m.head.ownLast, floor) + 1
+}
+
+// ahead returns the highest slot that others work at on the head, if it is
+// later than the given one, and charges the peer that said so.
+func (m *Machine) ahead(slot uint64) uint64 {
+	best, who := slot, -1
+	for p := range m.peers {
+		s := &m.peers[p]
+		if !s.connected || s.jumped && m.head.rec.Height < s.jumpedAt+jumpHeights {
+			continue
+		}
+		for i := range s.inbox {
+			h := &s.inbox[i]
+			if (h.announced || h.returned) && h.parent == m.head.id && h.slot > best && h.slot-slot <= maxJump {
+				best, who = h.slot, p
+			}
+		}
+	}
+	if who >= 0 {
+		m.peers[who].jumped = true
+		m.peers[who].jumpedAt = m.head.rec.Height
+	}
+	return best
+}
+
+// jump leaves the slot for a later one that others work at on the same head.
+func (m *Machine) jump() bool {
+	slot := m.ahead(m.slot)
+	if slot == m.slot {
+		return false
+	}
+	m.trim()
+	m.beginAt(slot)
+	return true
+}
+
+// beginSlot begins the next slot on the head.
+func (m *Machine) beginSlot() {
+	slot := m.nextSlot()
+	m.beginAt(m.ahead(slot))
+}
+
+func (m *Machine) beginAt(slot uint64) {
+	if slot > MaxSlot {
+		m.phase = phaseDone
+		return
+	}
+	m.prevSlot, m.prevParent, m.prevBegan = m.slot, m.parent, m.began
+	m.parent = m.head.id
+	m.begun++
+	m.slot, m.began = slot, m.now
+	m.head.ownLast = slot
+	m.phase = phaseGather
+	m.timedOut, m.hurried, m.announced, m.recorded = false, false, false, false
+	m.set, m.target, m.own, m.pursued = nil, nil, nil, nil
+	m.retried = m.retried[:0]
+	m.dirty = true
+	m.deadline = max(m.now+m.gradientTimeout(), m.startDeadline())
+	for p := range m.peers {
+		if h := m.here(Peer(p)); h != nil && (h.announced || h.returned) {
+			m.returns(Peer(p))
+		}
+		m.wait[p] = m.peers[p].waiting && m.present(Peer(p))
+	}
+	m.gradients = slices.DeleteFunc(m.gradients, func(g ownGradient) bool { return g.parent != m.head.id })
+	m.cover(slot)
+	if m.head.rec.Height > 0 && (m.fails > 0 || m.begun == 1 || !m.head.rec.Has(m.cfg.Self)) {
+		m.send(Return{Head: m.head.rec})
+	}
+	m.compute(slot, m.head)
+	m.announce()
+	for p := range m.peers {
+		if h := m.here(Peer(p)); h != nil && h.announced && m.other(Peer(p)) {
+			m.wantBody(Peer(p), &h.announce)
+		}
+	}
+	m.retain()
+}
+
+func (m *Machine) enterFinal() {
+	m.phase = phaseFinal
+	m.set, m.target, m.own, m.pursued = nil, nil, nil, nil
+	m.dirty = true
+	m.deadline = m.now + m.limits.Linger
+	m.slot = m.nextSlot()
+	m.retain()
+	if m.latest[m.cfg.Self].node != m.head {
+		m.cover(m.slot)
+		m.send(Return{Head: m.head.rec})
+	}
+}
+
+// hurry shortens the wait for announcements once enough others gave theirs up:
+// they will not wait long for this peer's ballot.
+func (m *Machine) hurry() {
+	if m.phase != phaseGather || m.hurried {
+		return
+	}
+	n := 0
+	for p := range m.peers {
+		if h := m.here(Peer(p)); h != nil && h.balloted {
+			n++
+		}
+	}
+	if n >= m.threshold() && n > 0 {
+		m.hurried = true
+		m.deadline = min(m.deadline, m.now+m.answerTimeout()/2)
+	}
+}
+
+func (m *Machine) castBallot() {
+	var set []Entry
+	for p := range m.peers {
+		h := m.here(Peer(p))
+		if h == nil || !h.announced || h.announce.Abstains() {
+			continue
+		}
+		if b := m.bodies[h.announce.Gradient]; b != nil && b.status == bodyHeld || m.mutant.ballotUnheld {
+			set = append(set, Entry{Peer(p), h.announce.Gradient})
+		}
+	}
+	h := m.hear(m.cfg.Self, m.slot, m.head.id)
+	h.balloted, h.ballot = true, set
+	m.phase = phaseBallot
+	m.ballotAt = m.now
+	m.deadline = m.now + m.answerTimeout()
+	m.dirty = true
+	m.send(Ballot{Entries: set})
+}
+
+// candidate is an entry with the ballots for it, its announcer's not counted.
+type candidate struct {
+	entry   Entry
+	support int
+}
+
+// decide makes the set from the ballots.
+func (m *Machine) decide() {
+	ballots, c := 0, m.scratch[:0]
+	for p := range m.peers {
+		h := m.here(Peer(p))
+		if h == nil || !h.balloted {
+			continue
+		}
+		ballots++
+		for _, e := range h.ballot {
+			i := slices.IndexFunc(c, func(c candidate) bool { return c.entry == e })
+			if i < 0 {
+				i = len(c)
+				c = append(c, candidate{entry: e})
+			}
+			if e.Peer != Peer(p) {
+				c[i].support++
+			}
+		}
+	}
+	slices.SortFunc(c, func(a, b candidate) int {
+		switch {
+		case a.entry.Peer != b.entry.Peer:
+			return int(a.entry.Peer) - int(b.entry.Peer)
+		case a.support != b.support:
+			return b.support - a.support
+		}
+		return slices.Compare(a.entry.Gradient[:], b.entry.Gradient[:])
+	})
+	m.scratch = c
+	m.set = nil
+	for i, x := range c {
+		if i > 0 && c[i-1].entry.Peer == x.entry.Peer {
+			continue // a peer's best supported one only
+		}
+		if ballots == 1 { // this peer's
+			if x.entry.Peer == m.cfg.Self {
+				m.set = append(m.set, x.entry)
+			}
+			continue
+		}
+		others := ballots
+		if h := m.here(x.entry.Peer); h != nil && h.balloted {
+			others--
+		}
+		if x.support >= max(1, min(m.cfg.F+1, others)) {
+			m.set = append(m.set, x.entry)
+		}
+	}
+	if len(m.set) == 0 {
+		m.failSlot("no gradient has enough ballots")
+		return
+	}
+	m.phase = phaseFetch
+	m.deadline = m.now + m.limits.Fetch
+}
+
+// collect waits for the announcements and bodies of the set, then has it
+// applied.
+func (m *Machine) collect(expired bool) bool {
+	missing := false
+	for _, e := range m.set {
+		h := m.here(e.Peer)
+		if h == nil || !h.announced {
+			missing = true
+			continue
+		}
+		if h.announce.Gradient != e.Gradient {
+			m.failSlot(fmt.Sprintf("peer %s announced something else to others", e.Peer))
+			return true
+		}
+		b := m.bodies[e.Gradient]
+		if b != nil && b.status == bodyHeld {
+			continue
+		}
+		missing = true
+		if b != nil && (b.status == bodyFetching || b.status == bodyWanted) {
+			continue
+		}
+		if b != nil && (b.status == bodyRefused || slices.Contains(m.retried, e.Gradient)) {
+			m.failSlot(fmt.Sprintf("the gradient of peer %s cannot be had", e.Peer))
+			return true
+		}
+		m.retried = append(m.retried, e.Gradient)
+		m.wantBody(e.Peer, &h.announce)
+	}
+	if !missing {
+		m.phase = phaseApply
+		m.emit(Apply{Slot: m.slot, Height: m.head.rec.Height + 1, Parent: m.head.id, Set: m.set, FUsed: uint16(m.fUsed(len(m.set)))})
+		return true
+	}
+	if expired {
+		m.timedOut = true
+		m.report(TimeoutFetch, m.cfg.Self, Hash{}, fmt.Sprintf("waited %v for the gradients of the record", m.limits.Fetch))
+		m.failSlot("a gradient of the record could not be had in time")
+		return true
+	}
+	return false
+}
+
+func (m *Machine) applied(ev *Applied) {
+	if m.phase != phaseApply {
+		return
+	}
+	if n := m.pursued; n != nil {
+		if ev.Slot != n.rec.Slot || ev.Parent != n.rec.Parent || !slices.Equal(ev.Set, n.rec.Set) {
+			return
+		}
+		m.pursued = nil
+		if m.differs(n, ev) {
+			m.rechoose()
+			return
+		}
+		m.hold(n)
+		m.adopt(n, Recomputed)
+		return
+	}
+	if ev.Slot != m.slot || ev.Parent != m.head.id || !slices.Equal(ev.Set, m.set) {
+		return
+	}
+	r := Record{
+		Slot: m.slot, Height: m.head.rec.Height + 1, Parent: m.head.id, Set: m.set,
+		FUsed: uint16(m.fUsed(len(m.set))), Validation: m.medianValidation(),
+		Model: ev.Model, State: ev.State,
+	}
+	if n := m.target; n != nil {
+		switch {
+		case m.mutant.believe:
+			r = n.rec
+		case m.differs(n, ev):
+			m.failSlot("its model differs from the others'")
+			return
+		case r.ID() != n.id:
+			// The same model, but an announcement with another validation
+			// result: the record is theirs, and not signed here.
+			m.hold(n)
+			m.adopt(n, Recomputed)
+			return
+		}
+	}
+	m.sign(r)
+}
+
+// differs checks a record against what the host computed from its set.
+func (m *Machine) differs(n *node, ev *Applied) bool {
+	if n.rec.Model == ev.Model && n.rec.State == ev.State || m.mutant.believe {
+		return false
+	}
+	n.differs = true
+	m.report(ModelDiffers, m.cfg.Self, n.id, fmt.Sprintf("record %s (height %d) names model %s, but its set gives %s here", n.id.Short(), n.rec.Height, n.rec.Model.Short(), ev.Model.Short()))
+	return true
+}
+
+func (m *Machine) applyFailed(ev *ApplyFailed) {
+	if m.phase != phaseApply {
+		return
+	}
+	if n := m.pursued; n != nil {
+		if ev.Slot == n.rec.Slot && ev.Parent == n.rec.Parent {
+			n.differs = true
+			m.pursued = nil
+			m.rechoose()
+		}
+		return
+	}
+	if ev.Slot == m.slot && ev.Parent == m.head.id {
+		m.failSlot("the update failed: " + ev.Reason)
+	}
+}
+
+// sign signs this peer's record of the slot.
+func (m *Machine) sign(r Record) {
+	m.cover(m.slot)
+	m.counter++
+	id := r.ID()
+	m.send(SignedRecord{Record: r, Counter: m.counter, TimedOut: m.timedOut})
+	n := m.tree.add(id, r, m.now)
+	n.signers.add(m.cfg.Self)
+	m.hold(n)
+	m.latest[m.cfg.Self] = latestSigned{counter: m.counter, node: n}
+	m.hear(m.cfg.Self, m.slot, m.head.id).record = n
+	m.own, m.recorded, m.target = n, true, nil
+	m.phase = phaseRecord
+	m.recordAt = m.now
+	m.deadline = m.now + m.answerTimeout()
+	m.dirty = true
+	if !m.final(&r) {
+		m.compute(max(m.slot, m.floor)+1, n)
+	}
+}
+
+// conclude ends a slot in which this peer signed.
+func (m *Machine) conclude() {
+	m.dirty = false
+	n := m.choose()
+	switch {
+	case m.own != nil && n.descends(m.own):
+		m.adopt(m.own, Recomputed)
+	case n == m.head:
+		m.failSlot("too few signed the same record")
+	default:
+		m.pursue(n)
+	}
+}
+
+// failSlot goes on to the next slot on the same head. Everyone who is
+// connected is waited for again: who does not wait, signs alone.
+func (m *Machine) failSlot(why string) {
+	m.report(SlotFailed, m.cfg.Self, Hash{}, fmt.Sprintf("slot %d: %s", m.slot, why))
+	m.trim()
+	m.target, m.own = nil, nil
+	m.fails++
+	for p := range m.peers {
+		m.peers[p].jumped = false
+		if m.peers[p].connected && !m.peers[p].waiting {
+			m.returns(Peer(p))
+		}
+	}
+	if m.timedOut {
+		m.beginSlot()
+		return
+	}
+	m.phase = phasePause
+	m.deadline = m.now + min(pauseFirst<<min(m.fails-1, 10), pauseMax)
+	m.dirty = true
+}
+
+func (m *Machine) medianValidation() Validation {
+	var losses []int64
+	var counts []Validation
+	for _, e := range m.set {
+		if h := m.here(e.Peer); h != nil && h.announce.Validation.Count > 0 {
+			losses = append(losses, h.announce.Validation.LossMicro)
+			counts = append(counts, h.announce.Validation)
+		}
+	}
+	if len(losses) == 0 {
+		return Validation{}
+	}
+	slices.Sort(losses)
+	slices.SortFunc(counts, func(a, b Validation) int {
+		x, y := uint64(a.Correct)*uint64(b.Count), uint64(b.Correct)*uint64(a.Count)
+		switch {
+		case x < y:
+			return -1
+		case x > y:
+			return 1
+		}
+		return int(int64(a.Count) - int64(b.Count))
+	})
+	mid := (len(losses) - 1) / 2
+	return Validation{LossMicro: losses[mid], Correct: counts[mid].Correct, Count: counts[mid].Count}
+}
+
+// finish ends the run once all connected members are at the head.
+func (m *Machine) finish() bool {
+	expired := m.now >= m.deadline
+	for p := range m.peers {
+		if !m.peers[p].connected || m.latest[p].node == m.head {
+			continue
+		}
+		at := slices.ContainsFunc(m.peers[p].inbox, func(h heard) bool {
+			return h.returned && h.parent == m.head.id
+		})
+		if !at && !expired {
+			return false
+		}
+		if !at {
+			m.report(LingerExpired, Peer(p), m.head.id, fmt.Sprintf("peer %s is not at the last record", Peer(p)))
+		}
+	}
+	reason, _ := m.reason(&m.head.rec)
+	m.emit(Finished{Record: m.head.rec, ID: m.head.id, Reason: reason})
+	m.phase = phaseDone
+	return false
+}
