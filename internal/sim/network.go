@@ -1,0 +1,151 @@
+package sim
+
+import (
+	"time"
+
+	"github.com/spirt-ml/spirt/internal/round"
+)
+
+// The network between the peers.
+
+// linked reports whether bytes can go from p to q.
+func (w *world) linked(p, q *peer) bool {
+	return p != q && p.up && q.up && !p.paused && !q.paused && w.group[p.id] == w.group[q.id]
+}
+
+// relink has each machine told of lost connections within down, of new ones
+// within up.
+func (w *world) relink(down, up time.Duration) {
+	for _, p := range w.peers {
+		for _, q := range w.peers {
+			if !p.up || p == q || p.view[q.id] == w.linked(p, q) {
+				continue
+			}
+			d := w.between(0, up)
+			if p.view[q.id] {
+				d = w.between(down/2, down)
+			}
+			life := p.life
+			w.after(d, func() { w.look(p, q, life) })
+		}
+	}
+}
+
+func (w *world) look(p, q *peer, life int) {
+	if p.life != life || !p.up || p.view[q.id] == w.linked(p, q) {
+		return
+	}
+	p.view[q.id] = !p.view[q.id]
+	if p.view[q.id] {
+		w.deliver(p, round.Connected{Peer: round.Peer(q.id)})
+		w.sync(q, p)
+	} else {
+		w.deliver(p, round.Disconnected{Peer: round.Peer(q.id)})
+	}
+}
+
+// keep stores a message in p's network layer; false if it was there.
+func (w *world) keep(p *peer, s stored) bool {
+	if p.known[s.id] {
+		return false
+	}
+	p.known[s.id] = true
+	p.messages = append(p.messages, s)
+	return true
+}
+
+func (w *world) flood(p *peer, s stored) {
+	for _, q := range w.peers {
+		w.transmit(p, q, s)
+		if w.cfg.Duplicate > 0 && w.rng.Float64() < w.cfg.Duplicate {
+			w.transmit(p, q, s)
+		}
+	}
+}
+
+func (w *world) transmit(p, q *peer, s stored) {
+	if !w.linked(p, q) || !p.view[q.id] || w.cfg.Loss > 0 && w.rng.Float64() < w.cfg.Loss {
+		return
+	}
+	life := q.life
+	w.after(w.between(time.Millisecond, w.cfg.Delay), func() {
+		if q.life != life || w.group[p.id] != w.group[q.id] {
+			return
+		}
+		if w.keep(q, s) {
+			w.flood(q, s)
+		} else if w.cfg.Duplicate == 0 {
+			return
+		}
+		w.deliver(q, round.Received{Message: s.msg})
+	})
+}
+
+// sync sends what p has and q lacks.
+func (w *world) sync(p, q *peer) {
+	if !w.linked(p, q) {
+		return
+	}
+	for _, s := range p.messages {
+		if !q.known[s.id] {
+			w.transmit(p, q, s)
+		}
+	}
+}
+
+// gossip is the network's anti-entropy.
+func (w *world) gossip() {
+	w.after(200*time.Millisecond, func() {
+		for _, p := range w.peers {
+			w.sync(p, w.peers[w.rng.IntN(w.cfg.Peers)])
+		}
+		w.gossip()
+	})
+}
+
+func (w *world) fetchBody(p *peer, a round.Fetch, tries int) {
+	life := p.life
+	w.after(w.between(2*time.Millisecond, 3*w.cfg.Delay), func() {
+		if p.life != life {
+			return
+		}
+		if p.bodies[a.Gradient] {
+			w.deliver(p, round.BodyReady{Peer: a.Peer, Gradient: a.Gradient})
+			return
+		}
+		for _, h := range a.Holders {
+			if q := w.peers[h]; w.linked(p, q) && q.bodies[a.Gradient] && (!q.liar || w.rng.IntN(3) > 0) {
+				w.deliver(p, round.BodyReady{Peer: a.Peer, Gradient: a.Gradient})
+				return
+			}
+		}
+		if tries > 0 {
+			w.fetchBody(p, a, tries-1)
+			return
+		}
+		w.deliver(p, round.BodyUnavailable{Peer: a.Peer, Gradient: a.Gradient})
+	})
+}
+
+func (w *world) fetchState(p *peer, a round.FetchState, job, tries int) {
+	life := p.life
+	w.after(w.between(5*time.Millisecond, 50*time.Millisecond), func() {
+		if p.life != life || p.fetch != job {
+			return
+		}
+		s := stateOf(a.Record)
+		found := a.Record.Height == 0
+		for _, h := range a.Holders {
+			q := w.peers[h]
+			found = found || w.linked(p, q) && (q.states[s] || q.liar)
+		}
+		switch {
+		case found:
+			w.deliver(p, round.StateReady{Record: a.ID})
+		case tries > 0:
+			w.fetchState(p, a, job, tries-1)
+		default:
+			w.deliver(p, round.StateUnavailable{Record: a.ID})
+		}
+	})
+}
