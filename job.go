@@ -3,6 +3,7 @@ package spirt
 import (
 	"errors"
 	"fmt"
+	"io"
 	"math"
 	"os"
 	"strings"
@@ -82,7 +83,7 @@ const (
 	maxPeers           = 64
 	maxBatchSize       = gradient.MaxRows
 	maxBatchesPerRound = 1 << 16
-	maxRounds          = 1 << 31
+	maxRounds          = 1<<31 - 1 // an int has 32 bits on some systems
 )
 
 // Resolve fills in the defaults and checks every field. The error names the
@@ -200,14 +201,20 @@ func LoadJob(path string) (Job, error) {
 	if err != nil {
 		return Job{}, err
 	}
-	var j Job
-	if err := yaml.UnmarshalWithOptions(b, &j, yaml.Strict()); err != nil {
-		return Job{}, fmt.Errorf("job file %s: %s", path, strings.TrimSpace(yaml.FormatError(err, false, true)))
-	}
-	if err := j.Resolve(); err != nil {
+	j, err := parseJob(b)
+	if err != nil {
 		return Job{}, fmt.Errorf("job file %s: %w", path, err)
 	}
 	return j, nil
+}
+
+// parseJob reads the text of a job file and resolves the job.
+func parseJob(b []byte) (Job, error) {
+	var j Job
+	if err := yaml.UnmarshalWithOptions(b, &j, yaml.Strict()); err != nil {
+		return Job{}, errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))
+	}
+	return j, j.Resolve()
 }
 
 // maxJobFile bounds the size of a job or roster file in bytes.
@@ -215,14 +222,19 @@ const maxJobFile = 1 << 20
 
 // readFile reads a file of at most limit bytes.
 func readFile(path string, limit int64) ([]byte, error) {
-	info, err := os.Stat(path)
+	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
 	}
-	if info.Size() > limit {
-		return nil, fmt.Errorf("%s has %d bytes, more than the %d it may have", path, info.Size(), limit)
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
 	}
-	return os.ReadFile(path)
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("%s has more than the %d bytes it may have", path, limit)
+	}
+	return b, nil
 }
 
 // writeYAML writes v as YAML into a new file below a line of comment.
