@@ -3,6 +3,7 @@ package spirt
 import (
 	"crypto/ed25519"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -62,23 +63,15 @@ func loadIdentities(dir string, n int, job Job, spec nn.Spec) (identities, error
 	if err != nil {
 		return identities{}, err
 	}
-	var r roster
-	if err := yaml.UnmarshalWithOptions(b, &r, yaml.Strict()); err != nil {
-		return identities{}, fmt.Errorf("roster %s: %s", path, strings.TrimSpace(yaml.FormatError(err, false, true)))
+	var ids identities
+	if ids.members, err = parseRoster(b); err != nil {
+		return identities{}, fmt.Errorf("roster %s: %w", path, err)
 	}
-	if len(r.Members) != job.Peers {
-		return identities{}, fmt.Errorf("roster %s has %d members, the job has %d peers", path, len(r.Members), job.Peers)
+	if len(ids.members) != job.Peers {
+		return identities{}, fmt.Errorf("roster %s has %d members, the job has %d peers", path, len(ids.members), job.Peers)
 	}
 	if err := checkPeer(n, job.Peers); err != nil {
 		return identities{}, err
-	}
-	var ids identities
-	for i, m := range r.Members {
-		key, err := p2p.PeerID(m).PublicKey()
-		if err != nil {
-			return identities{}, fmt.Errorf("roster %s, member %d: %w", path, i+1, err)
-		}
-		ids.members = append(ids.members, key)
 	}
 	if ids.key, err = p2p.LoadKey(filepath.Join(peerDir(dir, n), keyFile)); err != nil {
 		return identities{}, err
@@ -88,6 +81,26 @@ func loadIdentities(dir string, n int, job Job, spec nn.Spec) (identities, error
 	}
 	ids.job, ids.roster, err = nameJob(job, spec, ids.members)
 	return ids, err
+}
+
+// parseRoster reads the text of a roster file.
+func parseRoster(b []byte) ([]ed25519.PublicKey, error) {
+	var r roster
+	if err := yaml.UnmarshalWithOptions(b, &r, yaml.Strict()); err != nil {
+		return nil, errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))
+	}
+	if len(r.Members) > maxPeers {
+		return nil, fmt.Errorf("%d members are too many: at most %d", len(r.Members), maxPeers)
+	}
+	keys := make([]ed25519.PublicKey, len(r.Members))
+	for i, m := range r.Members {
+		key, err := p2p.PeerID(m).PublicKey()
+		if err != nil {
+			return nil, fmt.Errorf("member %d: %w", i+1, err)
+		}
+		keys[i] = key
+	}
+	return keys, nil
 }
 
 // arithmeticVersion changes with everything that changes a model's bits.
