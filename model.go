@@ -4,8 +4,10 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 
 	"github.com/spirt-ml/spirt/dataset"
@@ -78,18 +80,18 @@ func ReadModel(path string) (*Trained, error) {
 	if info.Size() > maxModelFile {
 		return nil, fmt.Errorf("model %s has %d bytes, more than the %d it may have", path, info.Size(), int64(maxModelFile))
 	}
-	named, meta, err := tensor.ReadSafetensors(f, info.Size())
-	if err != nil {
-		return nil, fmt.Errorf("model %s: %w", path, err)
-	}
-	t, err := decodeModel(named, meta)
+	t, err := decodeModel(f, info.Size())
 	if err != nil {
 		return nil, fmt.Errorf("model %s: %w", path, err)
 	}
 	return t, nil
 }
 
-func decodeModel(named []tensor.Named, meta map[string]string) (*Trained, error) {
+func decodeModel(r io.ReaderAt, size int64) (*Trained, error) {
+	named, meta, err := tensor.ReadSafetensors(r, size)
+	if err != nil {
+		return nil, err
+	}
 	var spec nn.Spec
 	if meta[metaArchitecture] == "" {
 		return nil, fmt.Errorf("no %s in the metadata: this file was not written by spirt", metaArchitecture)
@@ -104,8 +106,8 @@ func decodeModel(named []tensor.Named, meta map[string]string) (*Trained, error)
 	t := &Trained{Model: model}
 	for key, dst := range map[string]*float32{metaScale: &t.Scale, metaOffset: &t.Offset} {
 		v, err := strconv.ParseFloat(meta[key], 32)
-		if err != nil {
-			return nil, fmt.Errorf("%s in the metadata: %w", key, err)
+		if err != nil || v-v != 0 { // NaN or infinite
+			return nil, fmt.Errorf("%s in the metadata: %q is not a finite number", key, meta[key])
 		}
 		*dst = float32(v)
 	}
@@ -113,14 +115,14 @@ func decodeModel(named []tensor.Named, meta map[string]string) (*Trained, error)
 	for _, n := range named {
 		byName[n.Name] = n.Tensor
 	}
-	t.Parameters = make([]float32, model.NumParams())
-	for _, v := range model.Views() {
-		got, ok := byName[v.Name]
-		dst := v.Of(t.Parameters)
-		if !ok || got.DType != tensor.Float32 || len(got.Data) != 4*len(dst) {
+	for _, v := range model.Views() { // before memory is taken for all of them
+		if got := byName[v.Name]; got.DType != tensor.Float32 || !slices.Equal(got.Shape, v.Shape) {
 			return nil, fmt.Errorf("parameter %s of shape %v and dtype float32 is missing", v.Name, v.Shape)
 		}
-		copy(tensor.Bytes(dst), got.Data)
+	}
+	t.Parameters = make([]float32, model.NumParams())
+	for _, v := range model.Views() {
+		copy(tensor.Bytes(v.Of(t.Parameters)), byName[v.Name].Data)
 	}
 	if i := tensor.NonFinite(t.Parameters); i >= 0 {
 		return nil, fmt.Errorf("parameter %d is not finite", i)
