@@ -17,6 +17,7 @@ const (
 
 	// in peers/<n>
 	keyFile       = "key"
+	lockFileName  = "lock"
 	addressFile   = "address"
 	logFile       = "log"
 	watermarkFile = "watermark"

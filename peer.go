@@ -103,6 +103,11 @@ func openPeer(cfg PeerConfig) (_ *peer, err error) {
 	if err := checkPeer(p.n, p.job.Peers); err != nil {
 		return nil, err
 	}
+	unlock, err := lockPeer(p.dir, p.n)
+	if err != nil {
+		return nil, err
+	}
+	p.onClose(unlock) // last of all
 	if p.model, p.data, err = p.job.open(); err != nil {
 		return nil, err
 	}

@@ -1,0 +1,25 @@
+//go:build unix
+
+package spirt
+
+import (
+	"errors"
+	"os"
+	"syscall"
+)
+
+// lockFile takes the lock of an open file for this process and reports whether
+// it got it. The system gives it back when the file is closed or the process
+// ends, however it ends; processes that this one starts do not inherit it.
+func lockFile(f *os.File) (bool, error) {
+	for {
+		switch err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); {
+		case err == nil:
+			return true, nil
+		case errors.Is(err, syscall.EWOULDBLOCK):
+			return false, nil
+		case !errors.Is(err, syscall.EINTR):
+			return false, err
+		}
+	}
+}

@@ -1,0 +1,21 @@
+package spirt
+
+import (
+	"errors"
+	"os"
+
+	"golang.org/x/sys/windows"
+)
+
+// lockFile takes the lock of an open file for this process and reports whether
+// it got it. The system gives it back when the file is closed or the process
+// ends, however it ends.
+func lockFile(f *os.File) (bool, error) {
+	// A byte beyond the content, which can be read all the same.
+	at := windows.Overlapped{OffsetHigh: 1}
+	err := windows.LockFileEx(windows.Handle(f.Fd()), windows.LOCKFILE_EXCLUSIVE_LOCK|windows.LOCKFILE_FAIL_IMMEDIATELY, 0, 1, 0, &at)
+	if errors.Is(err, windows.ERROR_LOCK_VIOLATION) {
+		return false, nil
+	}
+	return err == nil, err
+}
