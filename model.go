@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"time"
 
 	"github.com/spirt-ml/spirt/dataset"
 	"github.com/spirt-ml/spirt/internal/treehash"
@@ -192,5 +193,5 @@ func Eval(dir, data string) (Event, error) {
 	if err != nil {
 		return Event{}, err
 	}
-	return Event{Event: "eval", Accuracy: &accuracy, Loss: &loss, Samples: rows.Len(), Model: t.Hash().String()}, nil
+	return Event{Time: time.Now().UTC(), Event: "eval", Accuracy: &accuracy, Loss: &loss, Samples: rows.Len(), Model: t.Hash().String()}, nil
 }

@@ -296,7 +296,7 @@ func (r *run) finish(interrupted bool) (Event, error) {
 		return done, errors.Join(err, r.record("failed", &done))
 	}
 	if h := trained.Hash().String(); h != done.Model {
-		return done, fmt.Errorf("the model file has the hash %s, the peers ended with %s", h, done.Model)
+		return done, errors.Join(fmt.Errorf("the model file has the hash %s, the peers ended with %s", h, done.Model), r.record("failed", &done))
 	}
 	_, _, test := r.data.Split()
 	accuracy, loss, err := trained.Evaluate(r.data, test)
