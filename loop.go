@@ -176,6 +176,7 @@ func (p *peer) run(ctx context.Context) error {
 		var err error
 		select {
 		case <-ctx.Done():
+			l.wg.Wait() // a checkpoint under way takes its tensors from the keys of the next
 			return errors.Join(ErrInterrupted, p.checkpoint(l.head)())
 		case e := <-p.host.Events():
 			err = p.network(ctx, e)
@@ -191,6 +192,8 @@ func (p *peer) run(ctx context.Context) error {
 			return err
 		}
 	}
+	cancel()
+	l.wg.Wait()
 	return p.finish()
 }
 
@@ -565,9 +568,22 @@ func (p *peer) finish() error {
 	if h := ref.Hash(); h != treehash.Hash(r.Model) {
 		return fmt.Errorf("the trained parameters have the hash %s, the record says %s", h, r.Model)
 	}
-	if err := t.Write(filepath.Join(p.cfg.Run, modelFile)); err != nil {
+	if err := p.leave(&t); err != nil {
 		return err
 	}
 	p.log.Info("finished", "round", r.Height, "model", r.Model.Short(), "reason", p.loop.finished.Reason.String())
 	return p.checkpoint(r)()
+}
+
+// leave writes the trained model into the run folder. Where another model is
+// there, as when this peer was started again after the others had ended and
+// trained on alone, that one stays and this peer's goes into its own folder.
+func (p *peer) leave(t *Trained) error {
+	path := filepath.Join(p.cfg.Run, modelFile)
+	if others, err := ReadModel(path); err == nil && others.Hash() != t.Hash() {
+		own := filepath.Join(p.dir, modelFile)
+		p.warn("the run already has a model of other peers, %s: this peer's, %s, is in %s", others.Hash().Short(), t.Hash().Short(), own)
+		return t.Write(own)
+	}
+	return t.Write(path)
 }
