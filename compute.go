@@ -33,7 +33,7 @@ type computer struct {
 // averaged is this peer's contribution to a slot.
 type averaged struct {
 	hash treehash.Hash
-	loss float64 // mean over the minibatches in it
+	loss *float64 // mean over the minibatches whose functions told it; nil if none did
 	// release lets the average be dropped unless it is retained by then.
 	release func()
 }
@@ -45,12 +45,12 @@ type averaged struct {
 func (c *computer) average(ctx context.Context, height uint64, parent round.Record) (averaged, error) {
 	n := c.job.BatchesPerRound
 	window := c.job.Functions.Concurrency
-	acc := c.store.key("gradient/" + strconv.FormatUint(c.serial.Add(1), 10))
-	if err := c.store.db.Accumulator(acc, c.store.params, n, window); err != nil {
-		return averaged{}, err
-	}
 	event, err := c.event(parent)
 	if err != nil {
+		return averaged{}, err
+	}
+	acc := c.store.key("gradient/" + strconv.FormatUint(c.serial.Add(1), 10))
+	if err := c.store.db.Accumulator(acc, c.store.params, n, window); err != nil {
 		return averaged{}, err
 	}
 	event.Task, event.Accumulate = "gradient", acc
@@ -62,6 +62,7 @@ func (c *computer) average(ctx context.Context, height uint64, parent round.Reco
 		done   = make([]bool, n)
 		next   int // minibatches below it have ended
 		sum    float64
+		told   int // losses in sum
 		failed error
 		wg     sync.WaitGroup
 	)
@@ -84,10 +85,14 @@ func (c *computer) average(ctx context.Context, height uint64, parent round.Reco
 			}
 			mu.Lock()
 			defer mu.Unlock()
-			if err != nil {
+			switch {
+			case err != nil:
 				failed = err
-			} else {
+			case !plausible(r.Loss): // it cannot be shown; the database judges the gradient
+				c.warn("round %d, minibatch %d: the function told a loss of %v, which is not between 0 and %v", height, i, r.Loss, float64(maxLoss))
+			default:
 				sum += r.Loss
+				told++
 			}
 			for done[i] = true; next < n && done[next]; next++ {
 			}
@@ -99,18 +104,26 @@ func (c *computer) average(ctx context.Context, height uint64, parent round.Reco
 		c.store.db.Delete(acc)
 		return averaged{}, err
 	}
-	h, counted, err := c.store.finishAverage(acc)
+	h, _, err := c.store.finishAverage(acc)
 	if err != nil {
 		if failed != nil {
 			err = failed // the cause
 		}
 		return averaged{}, err
 	}
-	return averaged{h, sum / float64(counted), func() { c.store.unpin(h) }}, nil
+	avg := averaged{hash: h, release: func() { c.store.unpin(h) }}
+	if told > 0 {
+		mean := sum / float64(told)
+		avg.loss = &mean
+	}
+	return avg, nil
 }
 
-// maxLoss bounds a validation loss, which travels in millionths as an integer.
+// maxLoss bounds a loss: that of a validation travels in millionths as an
+// integer, and sums of others stay numbers that JSON has.
 const maxLoss = 1e12
+
+func plausible(loss float64) bool { return loss >= 0 && loss < maxLoss }
 
 // validate evaluates the parameters that follow a record on the validation
 // samples.
@@ -129,8 +142,21 @@ func (c *computer) validate(ctx context.Context, parent round.Record) (round.Val
 	if err != nil {
 		return round.Validation{}, fmt.Errorf("validating: %w", err)
 	}
-	if !(r.Loss >= 0 && r.Loss < maxLoss) {
-		return round.Validation{}, fmt.Errorf("validating: the loss %v is not between 0 and %v", r.Loss, float64(maxLoss))
+	v, err := validation(r, c.samples)
+	if err != nil {
+		return round.Validation{}, fmt.Errorf("validating: %w", err)
+	}
+	return v, nil
+}
+
+// validation checks what a function says about so many samples: others would
+// refuse a message with what cannot be.
+func validation(r gradient.Result, samples int) (round.Validation, error) {
+	if !plausible(r.Loss) {
+		return round.Validation{}, fmt.Errorf("the loss %v is not between 0 and %v", r.Loss, float64(maxLoss))
+	}
+	if r.Samples != samples || r.Correct < 0 || r.Correct > samples {
+		return round.Validation{}, fmt.Errorf("the function says %d right of %d samples, but there are %d", r.Correct, r.Samples, samples)
 	}
 	return round.Validation{LossMicro: int64(r.Loss * 1e6), Correct: uint32(r.Correct), Count: uint32(r.Samples)}, nil
 }

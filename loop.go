@@ -42,7 +42,7 @@ type loop struct {
 // result is what a goroutine found, and an error that ends the peer.
 type result struct {
 	event  round.Event
-	loss   *float64 // of a gradient, for the height
+	loss   *float64 // of a gradient, for the height; nil if no function told it
 	height uint64
 	err    error
 	done   func() // called once the event was handled or dropped; may be nil
@@ -226,7 +226,9 @@ func (p *peer) result(ctx context.Context, r result) error {
 	switch r.event.(type) {
 	case round.GradientReady:
 		l.failures = 0
-		l.losses[r.height] = *r.loss
+		if r.loss != nil {
+			l.losses[r.height] = *r.loss
+		}
 	case round.GradientFailed:
 		if l.failures++; l.failures >= maxFailures {
 			return fmt.Errorf("no gradient in %d rounds running, see the warnings above: if it is not finite, a smaller learning rate (--lr) may help", l.failures)
@@ -342,7 +344,7 @@ func (p *peer) compute(ctx context.Context, a round.Compute, parent round.Record
 		p.warn("round %d: no validation: %v", parent.Height, verr)
 		validation = round.Validation{}
 	}
-	return result{loss: &avg.loss, height: a.Height, done: avg.release, event: round.GradientReady{
+	return result{loss: avg.loss, height: a.Height, done: avg.release, event: round.GradientReady{
 		Slot: a.Slot, Parent: a.Parent, Gradient: avg.hash, Bytes: uint64(4 * p.store.params), Validation: validation,
 	}}
 }
@@ -357,17 +359,18 @@ func (p *peer) fetch(ctx context.Context, a round.Fetch) result {
 	// have it, or will have it soon.
 	ctx, cancel := context.WithTimeout(ctx, fetchTime)
 	defer cancel()
+	unavailable := result{event: round.BodyUnavailable{Peer: a.Peer, Gradient: a.Gradient}}
 	draft, err := p.db.Draft(tensor.Float32, p.store.params)
-	if err != nil {
-		return result{err: err}
+	if err != nil { // no memory: the round can do without this one
+		p.warn("the average of peer %d is left out: %v", a.Peer+1, err)
+		return unavailable
 	}
 	defer draft.Discard()
-	if a.Bytes != uint64(len(draft.Data())) {
-		return result{event: round.BodyRefused{Peer: a.Peer, Gradient: a.Gradient, Reason: fmt.Sprintf("it has %d bytes, not %d", a.Bytes, len(draft.Data()))}}
-	}
+	// What the announcement says of the size is not looked at: whoever repeats
+	// another's hash with a wrong size must not get that average refused.
 	if err := p.host.FetchInto(ctx, draft.Data(), a.Gradient, p.sources(append([]round.Peer{a.Peer}, a.Holders...))); err != nil {
 		p.log.Info("no body", "peer", a.Peer+1, "gradient", a.Gradient.Short(), "err", err)
-		return result{event: round.BodyUnavailable{Peer: a.Peer, Gradient: a.Gradient}}
+		return unavailable
 	}
 	if err := p.store.checkAverage(draft.Data()); err != nil {
 		return result{event: round.BodyRefused{Peer: a.Peer, Gradient: a.Gradient, Reason: err.Error()}}
@@ -445,7 +448,8 @@ func (p *peer) fetchState(ctx context.Context, a round.FetchState) result {
 		return unavailable
 	}
 	if _, _, err := p.store.putState(params, opt, a.Record.Height); err != nil {
-		return result{err: err}
+		p.warn("the state of round %d cannot be kept: %v", a.Record.Height, err)
+		return unavailable
 	}
 	return result{event: round.StateReady{Record: a.ID}}
 }

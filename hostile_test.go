@@ -1,0 +1,98 @@
+package spirt
+
+import (
+	"math"
+	"os"
+	"path/filepath"
+	"testing"
+
+	"github.com/spirt-ml/spirt/function/gradient"
+	"github.com/spirt-ml/spirt/internal/round"
+	"github.com/spirt-ml/spirt/internal/treehash"
+	"github.com/spirt-ml/spirt/p2p"
+	"github.com/spirt-ml/spirt/tensor"
+)
+
+// runOf makes the folder of a run of this job.
+func runOf(t testing.TB, job Job) string {
+	t.Helper()
+	check(t, job.Resolve())
+	dir := filepath.Join(t.TempDir(), "run")
+	check(t, createRun(dir, job))
+	return dir
+}
+
+// What a function says of a validation goes into signed messages, where the
+// impossible would end the peer.
+func TestImpossibleValidation(t *testing.T) {
+	good := gradient.Result{Loss: 0.25, Correct: 900, Samples: 1000}
+	v, err := validation(good, 1000)
+	check(t, err)
+	if want := (round.Validation{LossMicro: 250_000, Correct: 900, Count: 1000}); v != want {
+		t.Errorf("validation is %+v, want %+v", v, want)
+	}
+	for name, spoil := range map[string]func(r *gradient.Result){
+		"loss -1":         func(r *gradient.Result) { r.Loss = -1 },
+		"loss 1e308":      func(r *gradient.Result) { r.Loss = 1e308 },
+		"loss NaN":        func(r *gradient.Result) { r.Loss = math.NaN() },
+		"correct -1":      func(r *gradient.Result) { r.Correct = -1 },
+		"too many right":  func(r *gradient.Result) { r.Correct = 1001 },
+		"no samples":      func(r *gradient.Result) { r.Correct, r.Samples = 0, 0 },
+		"2^32+ samples":   func(r *gradient.Result) { r.Samples += 1 << 32 },
+		"too few samples": func(r *gradient.Result) { r.Samples = 999 },
+	} {
+		r := good
+		spoil(&r)
+		if v, err := validation(r, 1000); err == nil {
+			t.Errorf("%s: accepted as %+v", name, v)
+		}
+	}
+}
+
+// A member that announces another's average by its hash, but with a wrong
+// size, must not have that average refused.
+func TestAverageAnnouncedWithWrongSize(t *testing.T) {
+	dir := runOf(t, Job{Peers: 2, Model: "logistic", Rounds: 1})
+	var peers [2]*peer
+	for i := range peers {
+		p, err := openPeer(PeerConfig{Run: dir, Peer: i + 1, Executable: os.Args[0]})
+		check(t, err)
+		defer func() { check(t, p.close()) }()
+		peers[i] = p
+	}
+	check(t, peers[1].host.SetAddresses(0, peers[0].host.Addrs()))
+	for connected := false; !connected; {
+		_, connected = (<-peers[1].host.Events()).(p2p.Connected)
+	}
+	average := make([]float32, peers[0].store.params)
+	average[0] = 1
+	data := tensor.Bytes(average)
+	h := treehash.Sum(data)
+	draft, err := peers[0].db.Draft(tensor.Float32, len(average))
+	check(t, err)
+	copy(draft.Data(), data)
+	check(t, peers[0].store.putAverage(h, draft))
+
+	r := peers[1].fetch(t.Context(), round.Fetch{Peer: 0, Gradient: round.Hash(h), Bytes: 4, Holders: []round.Peer{0}})
+	if want := (round.BodyReady{Peer: 0, Gradient: round.Hash(h)}); r.err != nil || r.event != want {
+		t.Errorf("got %+v, %v, want %+v", r.event, r.err, want)
+	}
+}
+
+// A peer whose database is full goes on without what does not fit.
+func TestFetchWithoutMemory(t *testing.T) {
+	p, err := openPeer(PeerConfig{Run: runOf(t, Job{Peers: 1, Model: "logistic", Rounds: 1}), Peer: 1, Executable: os.Args[0]})
+	check(t, err)
+	defer func() { check(t, p.close()) }()
+	for { // fill it
+		draft, err := p.db.Draft(tensor.Float32, p.store.params)
+		if err != nil {
+			break
+		}
+		defer draft.Discard()
+	}
+	r := p.fetch(t.Context(), round.Fetch{Gradient: round.Hash{1}, Bytes: uint64(4 * p.store.params)})
+	if _, ok := r.event.(round.BodyUnavailable); !ok || r.err != nil {
+		t.Errorf("got %+v, %v, want that the body cannot be had", r.event, r.err)
+	}
+}
