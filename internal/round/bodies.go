@@ -116,6 +116,9 @@ func (m *Machine) compute(slot uint64, n *node) {
 	} else {
 		m.gradients = append(m.gradients, ownGradient{parent: n.id})
 	}
+	// The host gives up what it computed before: that is asked for again where
+	// it is needed after all.
+	m.gradients = slices.DeleteFunc(m.gradients, func(g ownGradient) bool { return g.parent != n.id && !g.ready && !g.failed })
 	m.emit(Compute{Slot: slot, Height: n.rec.Height + 1, Parent: n.id})
 }
 
