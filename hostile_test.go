@@ -1,6 +1,8 @@
 package spirt
 
 import (
+	"bytes"
+	"log/slog"
 	"math"
 	"os"
 	"path/filepath"
@@ -94,5 +96,37 @@ func TestFetchWithoutMemory(t *testing.T) {
 	r := p.fetch(t.Context(), round.Fetch{Gradient: round.Hash{1}, Bytes: uint64(4 * p.store.params)})
 	if _, ok := r.event.(round.BodyUnavailable); !ok || r.err != nil {
 		t.Errorf("got %+v, %v, want that the body cannot be had", r.event, r.err)
+	}
+}
+
+// A member that signs conflicting messages without end fills neither the
+// events nor the log.
+func TestReportsAreBounded(t *testing.T) {
+	var log bytes.Buffer
+	dir := t.TempDir()
+	p := &peer{n: 1, log: slog.New(slog.NewTextHandler(&log, nil))}
+	var err error
+	p.events, err = openEventLog(filepath.Join(dir, eventsFile))
+	check(t, err)
+	defer p.events.Close()
+	conflict := round.Report{Kind: round.Conflict, Peer: 1, Text: "peer 2 signed two different messages"}
+	for range 2 * maxWarnings {
+		p.report(conflict)
+	}
+	written := func() int64 {
+		info, err := os.Stat(filepath.Join(dir, eventsFile))
+		check(t, err)
+		return info.Size() + int64(log.Len())
+	}
+	before := written()
+	for range maxWarnings {
+		p.report(conflict)
+	}
+	if after := written(); after != before {
+		t.Errorf("%d more conflicts wrote %d bytes", maxWarnings, after-before)
+	}
+	p.report(round.Report{Kind: round.SlotFailed, Text: "of its own"})
+	if written() == before {
+		t.Error("what is not another's doing is not in the log any more")
 	}
 }

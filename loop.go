@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"path/filepath"
 	"slices"
 	"sync"
@@ -351,8 +352,7 @@ func (p *peer) compute(ctx context.Context, a round.Compute, parent round.Record
 
 // fetch gets a peer's average and checks it.
 func (p *peer) fetch(ctx context.Context, a round.Fetch) result {
-	if _, release, ok := p.store.Body(a.Gradient); ok { // fetched before, for another slot or parent
-		release()
+	if p.store.hasAverage(a.Gradient) { // fetched before, for another slot or parent
 		return result{event: round.BodyReady{Peer: a.Peer, Gradient: a.Gradient}}
 	}
 	// The announcer may be gone, or not be connected to this peer: then others
@@ -536,7 +536,11 @@ func (p *peer) retain(a round.Retain) {
 
 // report tells a person what the machine has to say.
 func (p *peer) report(r round.Report) {
-	p.log.Info(r.Kind.String(), "slot", r.Slot, "round", r.Height, "peer", r.Peer+1, "text", r.Text)
+	level := slog.LevelInfo
+	if others := r.Kind == round.Conflict || r.Kind == round.InvalidMessage; others && p.loop.warnings >= maxWarnings {
+		level = slog.LevelDebug // who signs such messages without end does not fill the disk
+	}
+	p.log.Log(context.Background(), level, r.Kind.String(), "slot", r.Slot, "round", r.Height, "peer", r.Peer+1, "text", r.Text)
 	if r.Kind.Timeout() {
 		p.mu.Lock()
 		p.usage.Timeouts++
@@ -555,7 +559,7 @@ func (p *peer) warnBounded(format string, args ...any) {
 	if l.warnings++; l.warnings < maxWarnings {
 		p.warn(format, args...)
 	} else if l.warnings == maxWarnings {
-		p.warn("further warnings of this kind stand in the log only")
+		p.warn("further warnings of this kind are not written here")
 	}
 }
 
