@@ -74,8 +74,9 @@ type PeerDone struct {
 // eventLog appends events to a file. Lines of several processes do not mix:
 // each is one write to a file opened for appending.
 type eventLog struct {
-	mu sync.Mutex
-	f  *os.File
+	mu   sync.Mutex
+	f    io.WriteCloser
+	torn bool // the last write may have left a part of a line
 }
 
 func openEventLog(path string) (*eventLog, error) {
@@ -95,7 +96,12 @@ func (l *eventLog) emit(e Event) error {
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	if _, err := l.f.Write(append(line, '\n')); err != nil {
+	line = append(line, '\n')
+	if l.torn { // by a full disk: only that line is lost
+		line = append([]byte{'\n'}, line...)
+	}
+	_, err = l.f.Write(line)
+	if l.torn = err != nil; l.torn {
 		return fmt.Errorf("writing an event: %w", err)
 	}
 	return nil
@@ -103,7 +109,8 @@ func (l *eventLog) emit(e Event) error {
 
 func (l *eventLog) Close() error { return l.f.Close() }
 
-// maxEventLine bounds one line of an event log in bytes.
+// maxEventLine bounds one line of an event log in bytes; a longer one is
+// skipped.
 const maxEventLine = 1 << 20
 
 // eventTail reads events from a log that others still append to.
@@ -111,6 +118,7 @@ type eventTail struct {
 	f    *os.File
 	r    *bufio.Reader
 	part []byte // a line whose end is not written yet
+	long bool   // that line is too long: the rest of it is dropped
 }
 
 func openEventTail(path string) (*eventTail, error) {
@@ -125,19 +133,22 @@ func openEventTail(path string) (*eventTail, error) {
 // returns none at the present end of the log.
 func (t *eventTail) next() (lines [][]byte, events []Event, err error) {
 	for {
-		b, err := t.r.ReadBytes('\n')
-		t.part = append(t.part, b...)
-		if errors.Is(err, io.EOF) {
-			if len(t.part) > maxEventLine {
-				return lines, events, fmt.Errorf("%s: a line of over %d bytes", t.f.Name(), maxEventLine)
-			}
-			return lines, events, nil
+		b, err := t.r.ReadSlice('\n')
+		if t.long = t.long || len(t.part)+len(b) > maxEventLine; t.long {
+			t.part = t.part[:0]
+		} else {
+			t.part = append(t.part, b...)
 		}
-		if err != nil {
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			continue
+		case errors.Is(err, io.EOF):
+			return lines, events, nil
+		case err != nil:
 			return lines, events, err
 		}
 		line := bytes.Clone(t.part)
-		t.part = t.part[:0]
+		t.part, t.long = t.part[:0], false
 		var e Event
 		if err := json.Unmarshal(line, &e); err != nil {
 			continue // a line torn by a full disk is skipped, not fatal
