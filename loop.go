@@ -97,7 +97,7 @@ func (p *peer) openLoop() error {
 func (p *peer) genesis() (round.Record, error) {
 	params := make([]float32, p.model.NumParams())
 	p.model.Init(params, p.job.Seed)
-	state := make([]float32, p.store.optim.StateLen(len(params)))
+	state := make([]float32, p.store.state)
 	model, optimizer, err := p.store.putState(tensor.Bytes(params), tensor.Bytes(state), 0)
 	if err != nil {
 		return round.Record{}, fmt.Errorf("storing the initial parameters: %w", err)
@@ -438,7 +438,7 @@ func (p *peer) fetchState(ctx context.Context, a round.FetchState) result {
 		p.log.Info("no state", "round", a.Record.Height, "err", err)
 		return unavailable
 	}
-	opt, err := p.host.Fetch(ctx, a.Record.State, int64(4*p.store.optim.StateLen(n)), p.sources(a.Holders))
+	opt, err := p.host.Fetch(ctx, a.Record.State, int64(4*p.store.state), p.sources(a.Holders))
 	if err != nil {
 		p.log.Info("no optimizer state", "round", a.Record.Height, "err", err)
 		return unavailable

@@ -160,7 +160,7 @@ func (p *peer) openDatabase() (socket, token string, err error) {
 	}
 	p.onClose(p.db.Close)
 	prefix := fmt.Sprintf("{%s:%d}:", p.ids.job.Short(), p.n)
-	p.store = newStore(p.db, prefix, p.job.OptimizerConfig(), p.model.NumParams())
+	p.store = newStore(p.db, prefix, &p.job, p.model.NumParams())
 	if err := p.loadSamples(); err != nil {
 		return "", "", err
 	}

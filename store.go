@@ -3,6 +3,7 @@ package spirt
 import (
 	"fmt"
 	"math"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -22,19 +23,21 @@ import (
 type store struct {
 	db     *tensordb.DB
 	prefix string // of every key: {job:peer}:
-	optim  optim.Config
-	params int // number of parameters
+	params int    // number of parameters
+	state  int    // floats of optimizer state
+	optim  func(round uint64) optim.Config
 
 	mu     sync.Mutex
-	bodies map[treehash.Hash]string // key of the bytes that have this hash
-	pinned map[treehash.Hash]int    // averages that the loop has not heard of
-	served map[string]time.Time     // when a state was last asked for, by key
+	bodies map[treehash.Hash][]string // keys of the bytes that have this hash: an average may be a state as well
+	pinned map[treehash.Hash]int      // averages that the loop has not heard of
+	served map[string]time.Time       // when a state was last asked for, by key
 
 	applying sync.Mutex // there is one candidate at a time
 }
 
-func newStore(db *tensordb.DB, prefix string, c optim.Config, params int) *store {
-	return &store{db: db, prefix: prefix, optim: c, params: params, bodies: map[treehash.Hash]string{}, pinned: map[treehash.Hash]int{},
+func newStore(db *tensordb.DB, prefix string, job *Job, params int) *store {
+	return &store{db: db, prefix: prefix, params: params,
+		state: job.optimizerAt(1).StateLen(params), optim: job.optimizerAt, bodies: map[treehash.Hash][]string{}, pinned: map[treehash.Hash]int{},
 		served: map[string]time.Time{}}
 }
 
@@ -61,25 +64,38 @@ func (s *store) averageKey(h treehash.Hash) string { return s.key("average/" + h
 // implements p2p.Bodies.
 func (s *store) Body(h treehash.Hash) (data []byte, release func(), ok bool) {
 	s.mu.Lock()
-	key, ok := s.bodies[h]
-	if ok && strings.HasPrefix(key, s.key("state/")) {
-		s.served[key] = time.Now()
+	defer s.mu.Unlock()
+	for _, key := range s.bodies[h] {
+		ref, err := s.db.Get(key)
+		if err != nil {
+			continue // dropped meanwhile
+		}
+		if strings.HasPrefix(key, s.key("state/")) {
+			s.served[key] = time.Now()
+		}
+		if ok {
+			ref.Release()
+			continue
+		}
+		data, release, ok = ref.Tensor().Data, ref.Release, true
 	}
-	s.mu.Unlock()
-	if !ok {
-		return nil, nil, false
-	}
-	ref, err := s.db.Get(key)
-	if err != nil {
-		return nil, nil, false
-	}
-	return ref.Tensor().Data, ref.Release, true
+	return data, release, ok
 }
+
+// hasAverage reports whether an average is here that was checked as one: other
+// bytes with its hash do not count.
+func (s *store) hasAverage(h treehash.Hash) bool { return s.db.Exists(s.averageKey(h)) }
 
 func (s *store) offer(h treehash.Hash, key string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.bodies[h] = key
+	s.offerLocked(h, key)
+}
+
+func (s *store) offerLocked(h treehash.Hash, key string) {
+	if !slices.Contains(s.bodies[h], key) {
+		s.bodies[h] = append(s.bodies[h], key)
+	}
 }
 
 // maxCoordinate bounds each coordinate of an average: sums over a roster and
@@ -148,7 +164,7 @@ func (s *store) finishAverage(acc string) (h treehash.Hash, counted int, err err
 	if err := s.db.Rename(s.averageKey(h), dst); err != nil {
 		return h, 0, err
 	}
-	s.bodies[h] = s.averageKey(h)
+	s.offerLocked(h, s.averageKey(h))
 	s.pinned[h]++
 	return h, counted, nil
 }
@@ -184,7 +200,7 @@ func (s *store) apply(parent round.Record, set []round.Entry) (model, optimizer 
 		return model, optimizer, fmt.Errorf("the parent's optimizer state: %w", err)
 	}
 	height := parent.Height + 1
-	if _, err := s.db.Update(params, opt, aggregate, height, s.optim); err != nil {
+	if _, err := s.db.Update(params, opt, aggregate, height, s.optim(height)); err != nil {
 		return model, optimizer, fmt.Errorf("updating the parameters: %w", err)
 	}
 	return s.keepState(height, params, opt)
@@ -216,9 +232,9 @@ func (s *store) keepState(height uint64, params, opt string) (model, optimizer t
 func (s *store) putState(params, optimizer []byte, height uint64) (model, state treehash.Hash, err error) {
 	s.applying.Lock()
 	defer s.applying.Unlock()
-	if len(params) != 4*s.params || len(optimizer) != 4*s.optim.StateLen(s.params) {
+	if len(params) != 4*s.params || len(optimizer) != 4*s.state {
 		return model, state, fmt.Errorf("a state has %d and %d bytes, not %d and %d",
-			len(params), len(optimizer), 4*s.params, 4*s.optim.StateLen(s.params))
+			len(params), len(optimizer), 4*s.params, 4*s.state)
 	}
 	p, o := s.key("candidate/parameters"), s.key("candidate/optimizer")
 	for key, data := range map[string][]byte{p: params, o: optimizer} {
@@ -278,8 +294,9 @@ func (s *store) retain(states []round.Record, averages []treehash.Hash) {
 			}
 		}
 	}
-	for h, key := range s.bodies {
-		if !keep[key] {
+	for h, keys := range s.bodies {
+		keys = slices.DeleteFunc(keys, func(key string) bool { return !keep[key] })
+		if s.bodies[h] = keys; len(keys) == 0 {
 			delete(s.bodies, h)
 		}
 	}

@@ -17,7 +17,7 @@ import (
 
 func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	job := spirt.DefaultJob()
-	job.Byzantine = 0 // follows from --peers
+	job.Byzantine, job.Cooldown = 0, 0 // follow from --peers and --rounds
 	target := "off"
 	var cfg spirt.TrainConfig
 	var asJSON bool
@@ -76,6 +76,7 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	f.IntVar(&job.BatchSize, "batch-size", job.BatchSize, "samples in a minibatch")
 	f.IntVar(&job.BatchesPerRound, "batches-per-round", job.BatchesPerRound, "minibatches that each peer averages in a round")
 	f.IntVar(&job.Rounds, "rounds", job.Rounds, "rounds to train")
+	f.IntVar(&job.Cooldown, "cooldown", 0, "last rounds in which the learning rate falls to zero (default half of them; -1 for none)")
 	f.StringVar(&target, "target-accuracy", target, "stop at this validation accuracy, a fraction such as 0.97, or off")
 	f.Uint64Var(&job.Seed, "seed", job.Seed, "fixes the initial parameters and the order of the data")
 	f.StringVar(&cfg.Dir, "run", "", "run folder, which must not exist (default runs/<time>-<model>)")
