@@ -17,15 +17,6 @@ import (
 	"github.com/spirt-ml/spirt/p2p"
 )
 
-// runFolder makes the folder of a run of this job.
-func runFolder(t testing.TB, job Job) string {
-	t.Helper()
-	check(t, job.Resolve())
-	dir := filepath.Join(t.TempDir(), "run")
-	check(t, createRun(dir, job))
-	return dir
-}
-
 func specOf(t testing.TB, model string) nn.Spec {
 	t.Helper()
 	spec, err := nn.Builtin(model)
@@ -35,7 +26,7 @@ func specOf(t testing.TB, model string) nn.Spec {
 
 func TestIdentities(t *testing.T) {
 	job := DefaultJob()
-	dir, spec := runFolder(t, job), specOf(t, "lenet5")
+	dir, spec := runOf(t, job), specOf(t, "lenet5")
 	var first identities
 	for n := 1; n <= job.Peers; n++ {
 		ids, err := loadIdentities(dir, n, job, spec)
@@ -50,7 +41,7 @@ func TestIdentities(t *testing.T) {
 			t.Errorf("peer %d is not member %d", n, n)
 		}
 	}
-	other, err := loadIdentities(runFolder(t, job), 1, job, spec)
+	other, err := loadIdentities(runOf(t, job), 1, job, spec)
 	check(t, err)
 	if other.job != first.job || other.roster == first.roster {
 		t.Error("two runs of one job have one job and two rosters")
@@ -89,14 +80,14 @@ func TestIdentitiesRefused(t *testing.T) {
 		"peer 5":                 {5, func(string) {}, []string{"peer 5", "1 to 4"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			dir := runFolder(t, job)
+			dir := runOf(t, job)
 			c.harm(dir)
 			_, err := loadIdentities(dir, c.peer, job, spec)
 			refused(t, err, c.says...)
 		})
 	}
 	t.Run("a key that others can read", func(t *testing.T) {
-		dir := runFolder(t, job)
+		dir := runOf(t, job)
 		check(t, os.Chmod(key(dir, 1), 0o644))
 		_, err := loadIdentities(dir, 1, job, spec)
 		if runtime.GOOS == "windows" { // has no such modes
@@ -211,7 +202,7 @@ func TestPeerAddresses(t *testing.T) {
 }
 
 func TestCreateRunRefuses(t *testing.T) {
-	dir := runFolder(t, Job{Peers: 1})
+	dir := runOf(t, Job{Peers: 1})
 	err := createRun(dir, DefaultJob())
 	refused(t, err, dir, "exists", "--run")
 	if _, ok := err.(*UsageError); !ok {
