@@ -262,9 +262,15 @@ func (p *peer) meter(i function.Invocation) {
 	p.usage.GBSeconds += i.GBSeconds()
 }
 
+// maxWarning bounds the text of a warning in bytes.
+const maxWarning = 4 << 10
+
 // warn tells the user about something that does not end the run.
 func (p *peer) warn(format string, args ...any) {
 	message := fmt.Sprintf(format, args...)
+	if len(message) > maxWarning { // a function's error may have 256 KB
+		message = strings.ToValidUTF8(message[:maxWarning], "") + "..."
+	}
 	p.log.Warn(message)
 	p.emit(Event{Event: "warning", Message: message})
 }

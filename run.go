@@ -90,7 +90,7 @@ func Train(ctx context.Context, job Job, cfg TrainConfig) (Event, error) {
 	exits, err := r.start(cfg, listen)
 	if err != nil {
 		r.kill()
-		return Event{}, err
+		return Event{}, errors.Join(err, r.record("failed", nil))
 	}
 	interrupted := r.watch(ctx, exits)
 	return r.finish(interrupted)

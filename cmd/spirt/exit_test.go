@@ -1,0 +1,47 @@
+package main
+
+import (
+	"bytes"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/spirt-ml/spirt"
+)
+
+// Exit codes tell bad usage from what failed; nothing but events and answers
+// goes to standard output.
+func TestExitCodes(t *testing.T) {
+	exists := t.TempDir()
+	none := filepath.Join(exists, "none")
+	for _, c := range []struct {
+		args string
+		code int
+		says string
+	}{
+		{"version", spirt.ExitDone, ""},
+		{"train --help", spirt.ExitDone, ""},
+		{"train --no-such-flag", spirt.ExitUsage, "unknown flag"},
+		{"fly", spirt.ExitUsage, "unknown command"},
+		{"train extra", spirt.ExitUsage, "takes no argument"},
+		{"train --model resnet18 --run " + none, spirt.ExitUsage, "resnet18"},
+		{"train --data idx:" + none + " --run " + none, spirt.ExitUsage, "none"},
+		{"train --peers 0 --run " + none, spirt.ExitUsage, "not positive"},
+		{"train --target-accuracy 97 --run " + none, spirt.ExitUsage, "fraction"},
+		{"train --run " + exists, spirt.ExitUsage, "exists"},
+		{"peer", spirt.ExitUsage, "--peer"},
+		{"peer --run " + none + " --peer 1", spirt.ExitFailed, "none"},
+		{"function", spirt.ExitUsage, "AWS_LAMBDA_RUNTIME_API"},
+		{"eval", spirt.ExitUsage, "--run"},
+		{"eval --run " + none, spirt.ExitFailed, "none"},
+	} {
+		var stdout, stderr bytes.Buffer
+		code := run(t.Context(), strings.Fields(c.args), &stdout, &stderr)
+		if code != c.code || !strings.Contains(stderr.String(), c.says) {
+			t.Errorf("spirt %s: exit code %d, want %d; standard error: %s", c.args, code, c.code, &stderr)
+		}
+		if lines := strings.Count(stderr.String(), "\n"); c.code != spirt.ExitDone && (lines != 1 || stdout.Len() > 0) {
+			t.Errorf("spirt %s: %d lines of error, standard output %q", c.args, lines, &stdout)
+		}
+	}
+}

@@ -1,0 +1,39 @@
+package spirt
+
+import (
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// A run whose peers cannot be started says so, also in its folder.
+func TestPeersCannotBeStarted(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "run")
+	_, err := Train(t.Context(), Job{Model: "logistic", Rounds: 1}, TrainConfig{Dir: dir, Executable: filepath.Join(dir, "none")})
+	refused(t, err, "starting peer 1", "none")
+	b, err := os.ReadFile(filepath.Join(dir, recordFile))
+	check(t, err)
+	if !strings.Contains(string(b), `"state": "failed"`) {
+		t.Errorf("the run's record:\n%s", b)
+	}
+}
+
+// What a function says of its failure may be long; a warning is not.
+func TestWarningIsBounded(t *testing.T) {
+	path := filepath.Join(t.TempDir(), eventsFile)
+	events, err := openEventLog(path)
+	check(t, err)
+	defer events.Close()
+	p := &peer{n: 1, log: slog.New(slog.DiscardHandler), events: events}
+	p.warn("minibatch 1 is left out: %s", strings.Repeat("€", 100<<10))
+	tail, err := openEventTail(path)
+	check(t, err)
+	defer tail.Close()
+	lines, got, err := tail.next()
+	check(t, err)
+	if len(lines) != 1 || len(lines[0]) > 2*maxWarning || !strings.HasPrefix(got[0].Message, "minibatch 1 is left out: €") {
+		t.Errorf("%d lines, the first of %d bytes: %.100s", len(lines), len(lines[0]), lines[0])
+	}
+}
