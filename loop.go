@@ -47,6 +47,8 @@ type result struct {
 	height uint64
 	err    error
 	done   func() // called once the event was handled or dropped; may be nil
+
+	dropped func() error // not nil once the work was replaced or is not wanted
 }
 
 func (r result) close() {
@@ -182,7 +184,7 @@ func (p *peer) run(ctx context.Context) error {
 		case e := <-p.host.Events():
 			err = p.network(ctx, e)
 		case r := <-l.results:
-			if err = r.err; err == nil {
+			if err = r.err; err == nil && r.dropped() == nil { // it may have been dropped in the moment it was sent
 				err = p.result(ctx, r)
 			}
 			r.close()
@@ -306,6 +308,7 @@ func (p *peer) background(ctx context.Context, name string, f func(ctx context.C
 	go func() {
 		defer l.wg.Done()
 		r := f(ctx)
+		r.dropped = ctx.Err
 		select {
 		case l.results <- r:
 		case <-ctx.Done():
