@@ -1,17 +1,36 @@
 package spirt
 
 import (
+	"context"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 
+	"github.com/aws/aws-lambda-go/lambda"
+
 	"github.com/spirt-ml/spirt/function/gradient"
 )
+
+// hangVariable is the address that a function connects to when it is invoked,
+// after which it does nothing.
+const hangVariable = "SPIRT_TEST_HANG"
 
 // The test binary is the gradient function too, when a platform starts it.
 func TestMain(m *testing.M) {
 	if os.Getenv("AWS_LAMBDA_RUNTIME_API") != "" {
+		if address := os.Getenv(hangVariable); address != "" {
+			lambda.Start(func(ctx context.Context) error {
+				conn, err := net.Dial("tcp", address)
+				if err != nil {
+					return err
+				}
+				defer conn.Close()
+				<-ctx.Done()
+				return ctx.Err()
+			})
+		}
 		os.Exit(gradient.Main())
 	}
 	os.Exit(m.Run())

@@ -1,0 +1,246 @@
+package spirt
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math"
+	"net"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/spirt-ml/spirt/dataset"
+	"github.com/spirt-ml/spirt/function"
+	"github.com/spirt-ml/spirt/internal/round"
+	"github.com/spirt-ml/spirt/internal/treehash"
+	"github.com/spirt-ml/spirt/tensor"
+)
+
+// aPeer opens the only peer of a small job, with a real database and real
+// functions, and does not run it.
+func aPeer(t *testing.T, job Job) (p *peer, genesis round.Record) {
+	t.Helper()
+	job.Peers, job.Model = 1, "logistic"
+	p, err := openPeer(PeerConfig{Run: runOf(t, job), Peer: 1, Executable: os.Args[0]})
+	check(t, err)
+	t.Cleanup(func() {
+		if err := p.close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return p, p.loop.head
+}
+
+// warnings replaces where a computer warns.
+func warnings(c *computer) func() []string {
+	var mu sync.Mutex
+	var said []string
+	c.warn = func(format string, args ...any) {
+		mu.Lock()
+		defer mu.Unlock()
+		said = append(said, fmt.Sprintf(format, args...))
+	}
+	return func() []string {
+		mu.Lock()
+		defer mu.Unlock()
+		return said
+	}
+}
+
+// spoil makes minibatches with any of these rows of the shard fail for good:
+// their labels are of no class.
+func spoil(t *testing.T, p *peer, rows []int) {
+	t.Helper()
+	key := p.store.key("train/labels")
+	ref, err := p.db.Get(key)
+	check(t, err)
+	labels := append([]byte(nil), ref.Tensor().Data...)
+	ref.Release()
+	for _, r := range rows {
+		labels[r] = 200
+	}
+	_, err = p.db.Set(key, tensor.Tensor{DType: tensor.Uint8, Shape: []int{len(labels)}, Data: labels})
+	check(t, err)
+}
+
+// byHand computes the gradient of some minibatches of a round and their mean.
+func byHand(p *peer, params []float32, height uint64, minibatches ...int) (mean []float32, loss float64) {
+	train, _, _ := p.data.Split()
+	ws := p.model.NewWorkspace(p.job.BatchSize)
+	mean, grad := make([]float32, len(params)), make([]float32, len(params))
+	for _, i := range minibatches {
+		rows := p.computer.order.Minibatch((height-1)*uint64(p.job.BatchesPerRound)+uint64(i), p.job.BatchSize)
+		x, labels := make([]float32, len(rows)*p.data.Stride()), make([]int32, len(rows))
+		for j, r := range rows {
+			at := train.Lo + r
+			p.data.Floats(x[j*p.data.Stride():(j+1)*p.data.Stride()], dataset.Range{Lo: at, Hi: at + 1})
+			labels[j] = int32(p.data.Labels[at])
+		}
+		clear(grad)
+		l, _ := p.model.Gradient(grad, params, x, labels, ws)
+		loss += l
+		for k, g := range grad {
+			mean[k] += g
+		}
+	}
+	for k := range mean {
+		mean[k] /= float32(len(minibatches))
+	}
+	return mean, loss / float64(len(minibatches))
+}
+
+func TestAverage(t *testing.T) {
+	p, genesis := aPeer(t, Job{BatchSize: 8, BatchesPerRound: 5})
+	params := floatsOf(t, p.store, treehash.Hash(genesis.Model))
+	for _, height := range []uint64{1, 7} {
+		avg, err := p.computer.average(t.Context(), height, genesis)
+		check(t, err)
+		mean, loss := byHand(p, params, height, 0, 1, 2, 3, 4)
+		if avg.hash != treehash.Sum(tensor.Bytes(mean)) {
+			t.Errorf("round %d: the average is another than by hand", height)
+		}
+		if math.Abs(*avg.loss-loss) > 1e-12*loss {
+			t.Errorf("round %d: the loss is %v, by hand %v", height, *avg.loss, loss)
+		}
+		avg.release()
+	}
+	if s := p.db.Stats(); s.Accumulators != 0 {
+		t.Errorf("%d accumulators stay behind", s.Accumulators)
+	}
+}
+
+// A minibatch whose function fails for good is left out and named, and the
+// average is that of the others: divided by their number, not by all.
+func TestAverageLeavesOut(t *testing.T) {
+	p, genesis := aPeer(t, Job{BatchSize: 8, BatchesPerRound: 4})
+	said := warnings(p.computer)
+	spoil(t, p, p.computer.order.Minibatch(1, 8)[:1]) // of minibatch 1 in round 1
+	avg, err := p.computer.average(t.Context(), 1, genesis)
+	check(t, err)
+	mean, loss := byHand(p, floatsOf(t, p.store, treehash.Hash(genesis.Model)), 1, 0, 2, 3)
+	if avg.hash != treehash.Sum(tensor.Bytes(mean)) {
+		t.Error("the average is not that of the minibatches that are left")
+	}
+	if math.Abs(*avg.loss-loss) > 1e-12*loss {
+		t.Errorf("the loss is %v, by hand %v", *avg.loss, loss)
+	}
+	if w := said(); len(w) != 1 || !strings.Contains(w[0], "round 1, minibatch 1 is left out") || !strings.Contains(w[0], "200") {
+		t.Errorf("warnings: %q", w)
+	}
+}
+
+func TestAverageAllFail(t *testing.T) {
+	p, genesis := aPeer(t, Job{BatchSize: 8, BatchesPerRound: 3})
+	said := warnings(p.computer)
+	train, _, _ := p.data.Split()
+	all := make([]int, train.Len())
+	for i := range all {
+		all[i] = i
+	}
+	spoil(t, p, all)
+	_, err := p.computer.average(t.Context(), 1, genesis)
+	refused(t, err, "label", "200")
+	if n := len(said()); n != 3 {
+		t.Errorf("%d warnings for 3 minibatches", n)
+	}
+	if s := p.db.Stats(); s.Accumulators != 0 || len(p.db.Keys(p.store.key("gradient/"))) != 0 {
+		t.Error("an accumulator stays behind")
+	}
+	var failed *function.FunctionError
+	if !errors.As(err, &failed) || !failed.Permanent() {
+		t.Errorf("the cause is lost: %v", err)
+	}
+}
+
+func TestAverageNotFinite(t *testing.T) {
+	p, _ := aPeer(t, Job{BatchSize: 8, BatchesPerRound: 2})
+	said := warnings(p.computer)
+	params := make([]float32, p.store.params)
+	params[3] = float32(math.NaN())
+	model, state, err := p.store.putState(tensor.Bytes(params), make([]byte, 4*p.store.state), 0)
+	check(t, err)
+	_, err = p.computer.average(t.Context(), 1, round.Record{Model: round.Hash(model), State: round.Hash(state)})
+	refused(t, err, "NotFinite")
+	for _, w := range said() {
+		if !strings.Contains(w, "minibatch") || !strings.Contains(w, "not finite") {
+			t.Errorf("the warning %q does not name what is not finite", w)
+		}
+	}
+	_, err = p.computer.average(t.Context(), 1, round.Record{Height: 9})
+	refused(t, err, "the parameters after round 9")
+	_, err = p.computer.validate(t.Context(), round.Record{Height: 9})
+	refused(t, err, "the parameters after round 9")
+}
+
+func TestValidate(t *testing.T) {
+	p, genesis := aPeer(t, Job{BatchSize: 8})
+	v, err := p.computer.validate(t.Context(), genesis)
+	check(t, err)
+	trained := Trained{Model: p.model, Parameters: floatsOf(t, p.store, treehash.Hash(genesis.Model)), Scale: p.data.Scale, Offset: p.data.Offset}
+	_, rows, _ := p.data.Split()
+	accuracy, loss, err := trained.Evaluate(p.data, rows)
+	check(t, err)
+	if int(v.Count) != rows.Len() || float64(v.Correct)/float64(v.Count) != accuracy || math.Abs(float64(v.LossMicro)/1e6-loss) > 2e-6 {
+		t.Errorf("%+v, by hand accuracy %v and loss %v", v, accuracy, loss)
+	}
+}
+
+// hanging makes the computer's functions ones that never answer; each connects
+// to the listener when it is invoked.
+func hanging(t *testing.T, p *peer, concurrency int) net.Listener {
+	t.Helper()
+	invoked, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	t.Cleanup(func() { invoked.Close() })
+	platform, err := function.New(function.Config{
+		Name: "hanging", Command: []string{os.Args[0]}, Env: []string{hangVariable + "=" + invoked.Addr().String()},
+		Concurrency: concurrency, MemoryMB: 256, Timeout: time.Minute, Retries: -1,
+	})
+	check(t, err)
+	t.Cleanup(func() { platform.Close() })
+	p.computer.platform = platform
+	return invoked
+}
+
+// A computation that is not wanted any more ends at once, though its functions
+// hang, and leaves nothing in the database.
+func TestAverageCancelled(t *testing.T) {
+	const window = 2
+	p, genesis := aPeer(t, Job{BatchSize: 8, BatchesPerRound: 40, Functions: Functions{Concurrency: window}})
+	said := warnings(p.computer)
+	invoked := hanging(t, p, 8)
+	ctx, cancel := context.WithCancelCause(t.Context())
+	ended := make(chan error, 1)
+	go func() {
+		_, err := p.computer.average(ctx, 1, genesis)
+		ended <- err
+	}()
+	for range window {
+		conn, err := invoked.Accept()
+		check(t, err)
+		defer conn.Close()
+	}
+	// There is room for more instances, but a gradient that comes early is
+	// held in the database: so no more are begun.
+	if n := p.computer.platform.Stats().Instances; n > window {
+		t.Errorf("%d minibatches are under way, want %d", n, window)
+	}
+	cancel(errors.New("not wanted"))
+	if err := <-ended; !errors.Is(err, context.Canceled) {
+		t.Errorf("ended with %v", err)
+	}
+	if w := said(); len(w) != 0 {
+		t.Errorf("warnings about what nobody wants: %q", w)
+	}
+	if s := p.db.Stats(); s.Accumulators != 0 {
+		t.Error("an accumulator stays behind")
+	}
+	cancelled, stop := context.WithCancel(t.Context())
+	stop()
+	if _, err := p.computer.average(cancelled, 1, genesis); !errors.Is(err, context.Canceled) {
+		t.Errorf("begun when cancelled, it ended with %v", err)
+	}
+}
