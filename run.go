@@ -191,6 +191,13 @@ func (r *run) setState(i int, state, cause string) {
 // watch passes events on until all peers have ended, and reports whether ctx
 // was cancelled.
 func (r *run) watch(ctx context.Context, exits <-chan exit) (interrupted bool) {
+	// Who gets the events may block this goroutine: the peers stop all the same.
+	stop := context.AfterFunc(ctx, func() {
+		for i := range r.peers {
+			interrupt(r.peers[i].cmd.Process)
+		}
+	})
+	defer stop()
 	tick := time.NewTicker(pollEvents)
 	defer tick.Stop()
 	done, grace := ctx.Done(), (<-chan time.Time)(nil)
@@ -198,15 +205,13 @@ func (r *run) watch(ctx context.Context, exits <-chan exit) (interrupted bool) {
 		select {
 		case e := <-exits:
 			running--
+			interrupted = ctx.Err() != nil
 			state, cause := exitState(e.err, interrupted)
 			r.setState(e.peer, state, cause)
 		case <-tick.C:
 			r.drain()
 		case <-done:
-			interrupted, done = true, nil
-			for i := range r.peers {
-				interrupt(r.peers[i].cmd.Process)
-			}
+			done = nil
 			grace = time.After(stopGrace)
 		case <-grace:
 			r.kill()

@@ -447,3 +447,37 @@ func TestReaderLeaves(t *testing.T) {
 		}
 	}
 }
+
+// Ctrl-C stops the peers also when whoever reads the events, such as a pager,
+// does not read on.
+func TestInterruptWhileReaderPauses(t *testing.T) {
+	r := startTrain(t, "--model", "logistic", "--peers", "2", "--rounds", "1000000")
+	r.round(1, 1) // and then nothing is read
+	deadline, tick := time.After(limit), time.Tick(20*time.Millisecond)
+	pause := func(what string) {
+		select {
+		case <-tick:
+		case <-deadline:
+			t.Fatal("waited too long for ", what)
+		}
+	}
+	events := filepath.Join(r.dir, "events.jsonl")
+	for { // until there is more than the pipe and the scanner take
+		if info, err := os.Stat(events); err == nil && info.Size() > 256<<10 {
+			break
+		}
+		pause("events")
+	}
+	r.cmd.Process.Signal(os.Interrupt)
+	for n, pid := range r.pids {
+		for syscall.Kill(pid, 0) == nil && !zombie(pid) {
+			pause("the end of peer " + strconv.Itoa(n))
+		}
+	}
+	for r.events.Scan() {
+	}
+	r.cmd.Wait()
+	if code := r.cmd.ProcessState.ExitCode(); code != spirt.ExitInterrupted {
+		t.Errorf("exit code %d\n%s", code, r.stderr)
+	}
+}
