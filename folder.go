@@ -2,8 +2,10 @@ package spirt
 
 import (
 	"fmt"
+	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 )
 
 // Names in a run folder; docs/run-folder.md describes them.
@@ -38,4 +40,22 @@ func checkPeer(n, peers int) error {
 		return fmt.Errorf("peer %d: the job has the peers 1 to %d", n, peers)
 	}
 	return nil
+}
+
+// absoluteData returns the name of a data set with a folder that means the
+// same wherever a peer is started again. A shell leaves the ~ in idx:~/x.
+func absoluteData(name string) string {
+	folder, ok := strings.CutPrefix(name, "idx:")
+	if !ok || folder == "" {
+		return name
+	}
+	if rest, ok := strings.CutPrefix(folder, "~/"); ok {
+		if home, err := os.UserHomeDir(); err == nil {
+			folder = filepath.Join(home, rest)
+		}
+	}
+	if abs, err := filepath.Abs(folder); err == nil {
+		folder = abs
+	}
+	return "idx:" + folder
 }

@@ -181,7 +181,7 @@ func Eval(dir, data string) (Event, error) {
 		}
 		data = job.Data
 	}
-	d, err := dataset.Open(data)
+	d, err := dataset.Open(absoluteData(data))
 	if err != nil {
 		return Event{}, fmt.Errorf("data: %w", err)
 	}

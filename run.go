@@ -61,6 +61,7 @@ func Train(ctx context.Context, job Job, cfg TrainConfig) (Event, error) {
 	if err := job.Resolve(); err != nil {
 		return Event{}, &UsageError{err}
 	}
+	job.Data = absoluteData(job.Data)
 	_, data, err := job.open()
 	if err != nil {
 		return Event{}, &UsageError{err}

@@ -20,6 +20,25 @@ func TestPeersCannotBeStarted(t *testing.T) {
 	}
 }
 
+// A data set's folder is found again from another working folder.
+func TestAbsoluteData(t *testing.T) {
+	home, here := t.TempDir(), t.TempDir()
+	t.Setenv("HOME", home)
+	t.Setenv("USERPROFILE", home) // where Windows looks
+	t.Chdir(here)
+	for name, want := range map[string]string{
+		"mnist-10k":    "mnist-10k",
+		"idx:":         "idx:",
+		"idx:~/digits": "idx:" + filepath.Join(home, "digits"),
+		"idx:../x":     "idx:" + filepath.Join(filepath.Dir(here), "x"),
+		"idx:" + home:  "idx:" + home,
+	} {
+		if got := absoluteData(name); got != want {
+			t.Errorf("%s is %s, want %s", name, got, want)
+		}
+	}
+}
+
 // What a function says of its failure may be long; a warning is not.
 func TestWarningIsBounded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), eventsFile)
