@@ -29,18 +29,17 @@ func (b *block) pool(out []float32, codes []int32, mid []float32) {
 	c := b.out.c
 	for y := range b.out.h {
 		line, code := out[b.outLine(y):], codes[y*b.out.w*c:]
-		x := 0
 		if b.halves() {
-			// The kernel writes multiples of 8 channels, so that it would write
-			// over the padding behind the last pixel.
-			x = b.out.w
-			if c%8 != 0 {
-				x--
-			}
+			// The kernel writes multiples of 8 channels, and so over the padding
+			// behind the last pixel. What it writes over codes comes later.
 			top, bottom := b.rows(mid, y)
-			kernel.MaxPool2(line, code, top, bottom, x, c, b.lanes, b.relu)
+			behind := (*[8]float32)(line[b.out.w*c:])
+			padding := *behind
+			kernel.MaxPool2(line, code, top, bottom, b.out.w, c, b.lanes, b.relu)
+			*behind = padding
+			continue
 		}
-		for ; x < b.out.w; x++ {
+		for x := range b.out.w {
 			b.poolPixel(line[x*c:][:c], code[x*c:][:c], mid, y, x)
 		}
 	}

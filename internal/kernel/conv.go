@@ -15,10 +15,11 @@ type Conv struct {
 	OutLanes              int // OutC rounded up
 
 	run      int // floats in one row of a window
-	panels   int // 16-column panels over a run
+	runLanes int // run rounded up
 	rowTiles int // 6-row tiles over a run
-	// Tiles over the output's pixels, row by row: where their windows begin.
-	windows []offsets
+	// Tiles over the output's pixels, row by row: where they begin in the
+	// output, and their windows in the input.
+	rows, windows []offsets
 	// Tiles over the output's pixels, column by column, so that the six windows
 	// do not overlap (or hardly): where they begin in the output and the input.
 	columnOut, columnIn []offsets
@@ -39,14 +40,15 @@ func NewConv(inC, paddedH, paddedW, kernel, stride, outC int) *Conv {
 		OutH: (paddedH-kernel)/stride + 1, OutW: (paddedW-kernel)/stride + 1, OutLanes: RoundUp(outC),
 		run: kernel * inC,
 	}
-	s.panels = RoundUp(s.run) / Lanes
+	s.runLanes = RoundUp(s.run)
 	s.rowTiles = RoundUpRows(s.run) / tileRows
 	pixels := s.OutH * s.OutW
 	window := func(y, x int) int { return (y*stride*paddedW + x*stride) * inC }
 	for p := 0; p < pixels; p += tileRows {
-		var w, out, in offsets
+		var r, w, out, in offsets
 		for i := range tileRows {
 			q := min(p+i, pixels-1)
+			r[i] = (p + i) * s.OutLanes
 			w[i] = window(q/s.OutW, q%s.OutW)
 			if p+i < pixels {
 				y, x := q%s.OutH, q/s.OutH
@@ -56,7 +58,7 @@ func NewConv(inC, paddedH, paddedW, kernel, stride, outC int) *Conv {
 				out[i], in[i] = (p+i)*s.OutLanes, -1
 			}
 		}
-		s.windows = append(s.windows, w)
+		s.rows, s.windows = append(s.rows, r), append(s.windows, w)
 		s.columnOut, s.columnIn = append(s.columnOut, out), append(s.columnIn, in)
 	}
 	return s
@@ -74,7 +76,7 @@ func (s *Conv) OutLen() int { return RoundUpRows(s.OutH*s.OutW) * s.OutLanes }
 func (s *Conv) ForwardLen() int { return s.Kernel * s.run * s.OutLanes }
 
 // BackwardLen returns the length of the weights as InputGradient takes them.
-func (s *Conv) BackwardLen() int { return s.Kernel * s.panels * s.OutC * Lanes }
+func (s *Conv) BackwardLen() int { return s.Kernel * s.runLanes * s.OutC }
 
 // WeightsLen returns the length of the weights' gradient as WeightsGradient
 // sums it.
@@ -87,41 +89,49 @@ func (s *Conv) weight(out, y, run int) int {
 }
 
 // PackForward lays weights, OutC x InC x Kernel x Kernel, out for Forward:
-// panels of 16 output channels, in each the window's floats in order.
+// panels of output channels, in each the window's floats in order.
 func (s *Conv) PackForward(dst, weights []float32) {
 	if len(dst) < s.ForwardLen() || len(weights) != s.OutC*s.Kernel*s.run {
 		panic("kernel: convolution weights have the wrong length")
 	}
 	depth := s.Kernel * s.run
-	for out := range s.OutLanes {
-		panel := dst[out/Lanes*depth*Lanes+out%Lanes:]
-		for y := range s.Kernel {
-			for r := range s.run {
-				v := float32(0)
-				if out < s.OutC {
-					v = weights[s.weight(out, y, r)]
+	width := 0
+	for n := 0; n < s.OutLanes; n += width {
+		width = tileWidth(s.OutLanes - n)
+		for out := n; out < n+width; out++ {
+			panel := dst[n*depth+out-n:]
+			for y := range s.Kernel {
+				for r := range s.run {
+					v := float32(0)
+					if out < s.OutC {
+						v = weights[s.weight(out, y, r)]
+					}
+					panel[(y*s.run+r)*width] = v
 				}
-				panel[(y*s.run+r)*Lanes] = v
 			}
 		}
 	}
 }
 
 // PackBackward lays weights out for InputGradient: for each row of the window
-// panels of 16 floats of it, in each the output channels in order.
+// panels of its floats, in each the output channels in order.
 func (s *Conv) PackBackward(dst, weights []float32) {
 	if len(dst) < s.BackwardLen() || len(weights) != s.OutC*s.Kernel*s.run {
 		panic("kernel: convolution weights have the wrong length")
 	}
 	for y := range s.Kernel {
-		for r := range s.panels * Lanes {
-			panel := dst[(y*s.panels+r/Lanes)*s.OutC*Lanes+r%Lanes:]
-			for out := range s.OutC {
-				v := float32(0)
-				if r < s.run {
-					v = weights[s.weight(out, y, r)]
+		width := 0
+		for n := 0; n < s.runLanes; n += width {
+			width = tileWidth(s.runLanes - n)
+			for r := n; r < n+width; r++ {
+				panel := dst[(y*s.runLanes+n)*s.OutC+r-n:]
+				for out := range s.OutC {
+					v := float32(0)
+					if r < s.run {
+						v = weights[s.weight(out, y, r)]
+					}
+					panel[out*width] = v
 				}
-				panel[out*Lanes] = v
 			}
 		}
 	}
@@ -153,26 +163,17 @@ func (s *Conv) Forward(out, in, packed, bias []float32) {
 	// As many rows of the window at once as let a panel of weights stay in the
 	// first-level cache.
 	rows := min(max(1, 320/s.run), s.Kernel)
-	for n := 0; n < s.OutLanes; n += Lanes {
-		panel := packed[n*depth:][:depth*Lanes]
+	width := 0
+	for n := 0; n < s.OutLanes; n += width {
+		width = tileWidth(s.OutLanes - n)
+		panel := packed[n*depth:][:depth*width]
 		for y := 0; y < s.Kernel; y += rows {
 			count := min(rows, s.Kernel-y)
-			b := panel[y*s.run*Lanes:]
-			init := (*[Lanes]float32)(bias[n:])
+			init := bias[n:]
 			if y > 0 {
-				init = &zeros
+				init = zeros[:]
 			}
-			src := in[y*s.PaddedW*s.InC:]
-			var coff offsets
-			for i := range coff {
-				coff[i] = n + i*s.OutLanes
-			}
-			for t := range s.windows {
-				rowTile(out, &coff, src, &s.windows[t], count, s.run, s.PaddedW*s.InC, b, init, y > 0)
-				for i := range coff {
-					coff[i] += tileRows * s.OutLanes
-				}
-			}
+			rowTiles(width, out[n:], s.rows, in[y*s.PaddedW*s.InC:], s.windows, count, s.run, s.PaddedW*s.InC, panel[y*s.run*width:], init, y > 0)
 		}
 	}
 }
@@ -189,11 +190,13 @@ func (s *Conv) WeightsGradient(packed, in, dout []float32) {
 	for top := 0; top < s.OutH; top += rows {
 		count := min(rows, s.OutH-top)
 		a, b := in[top*s.Stride*line:], dout[top*s.OutW*s.OutLanes:]
-		for n := 0; n < s.OutLanes; n += Lanes {
+		width := 0
+		for n := 0; n < s.OutLanes; n += width {
+			width = tileWidth(s.OutLanes - n)
 			for y := range s.Kernel {
 				for t := range s.rowTiles {
 					c := packed[(y*s.rowTiles+t)*tileRows*s.OutLanes+n:]
-					colTile(c, s.OutLanes, a[y*line+t*tileRows:], count, s.OutW, line*s.Stride, s.Stride*s.InC, b[n:], s.OutLanes, true)
+					colTile(width, c, s.OutLanes, a[y*line+t*tileRows:], count, s.OutW, line*s.Stride, s.Stride*s.InC, b[n:], s.OutLanes, true)
 				}
 			}
 		}
@@ -207,24 +210,21 @@ func (s *Conv) InputGradient(din, dout, packed []float32) {
 	}
 	line := s.PaddedW * s.InC
 	end := s.PaddedH * line
+	last := len(s.columnIn) - 1
 	for y := range s.Kernel {
-		for n := range s.panels {
-			b := packed[(y*s.panels+n)*s.OutC*Lanes:]
-			at := y*line + n*Lanes
-			c := din[at:]
-			for t := range s.columnIn {
-				coff := &s.columnIn[t]
-				if t == len(s.columnIn)-1 {
-					last := *coff
-					for i := range last {
-						if last[i] < 0 {
-							last[i] = end - at
-						}
-					}
-					coff = &last
+		width := 0
+		for n := 0; n < s.runLanes; n += width {
+			width = tileWidth(s.runLanes - n)
+			b := packed[(y*s.runLanes+n)*s.OutC:]
+			at := y*line + n
+			rowTiles(width, din[at:], s.columnIn[:last], dout, s.columnOut[:last], 1, s.OutC, 0, b, zeros[:], true)
+			tail := [1]offsets{s.columnIn[last]}
+			for i, in := range tail[0] {
+				if in < 0 {
+					tail[0][i] = end - at
 				}
-				rowTile(c, coff, dout, &s.columnOut[t], 1, s.OutC, 0, b, &zeros, true)
 			}
+			rowTiles(width, din[at:], tail[:], dout, s.columnOut[last:], 1, s.OutC, 0, b, zeros[:], true)
 		}
 	}
 }

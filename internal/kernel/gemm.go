@@ -10,8 +10,8 @@ const depthBlock = 256
 // PackedLen returns the length of a packed depth x cols matrix.
 func PackedLen(depth, cols int) int { return depth * RoundUp(cols) }
 
-// Pack lays b, depth x cols, out in panels of 16 columns for MulPacked, the
-// columns beyond cols zero. If trans is set, b is stored as cols x depth.
+// Pack lays b, depth x cols, out in panels as wide as the tiles for MulPacked,
+// the columns beyond cols zero. If trans is set, b is stored as cols x depth.
 func Pack(dst, b []float32, ldb, depth, cols int, trans bool) {
 	if depth < 1 || cols < 1 || len(dst) < PackedLen(depth, cols) {
 		panic("kernel: packed matrix has the wrong length")
@@ -21,22 +21,24 @@ func Pack(dst, b []float32, ldb, depth, cols int, trans bool) {
 	} else {
 		checkMatrix(b, ldb, depth, cols)
 	}
-	for n := 0; n < cols; n += Lanes {
-		panel := dst[n*depth:][:depth*Lanes]
-		count := min(Lanes, cols-n)
-		if count < Lanes {
+	width := 0
+	for n := 0; n < cols; n += width {
+		width = tileWidth(cols - n)
+		panel := dst[n*depth:][:depth*width]
+		count := min(width, cols-n)
+		if count < width {
 			clear(panel)
 		}
 		if trans {
 			for j := range count {
 				for k, v := range b[(n+j)*ldb:][:depth] {
-					panel[k*Lanes+j] = v
+					panel[k*width+j] = v
 				}
 			}
 			continue
 		}
 		for k := range depth {
-			copy(panel[k*Lanes:][:count], b[k*ldb+n:])
+			copy(panel[k*width:][:count], b[k*ldb+n:])
 		}
 	}
 }
@@ -60,24 +62,26 @@ func MulPacked(c []float32, ldc int, a []float32, lda int, b []float32, rows, de
 	var scratch [tileRows * Lanes]float32
 	for k := 0; k < depth; k += depthBlock {
 		count := min(depthBlock, depth-k)
-		for n := 0; n < cols; n += Lanes {
-			panel := b[n*depth+k*Lanes:]
-			init := &zeros
+		width := 0
+		for n := 0; n < cols; n += width {
+			width = tileWidth(cols - n)
+			panel := b[n*depth+k*width:]
+			init := zeros[:]
 			if bias != nil && k == 0 {
-				init = (*[Lanes]float32)(bias[n:])
+				init = bias[n:]
 			}
 			for m := 0; m < rows; m += tileRows {
-				var aoff, coff offsets
-				for i := range aoff {
-					aoff[i] = min(m+i, outRows-1)*lda + k
-					coff[i] = (m+i)*ldc + n
+				var aoff, coff [1]offsets
+				for i := range tileRows {
+					aoff[0][i] = min(m+i, outRows-1)*lda + k
+					coff[0][i] = (m+i)*ldc + n
 				}
-				if m+tileRows <= outRows && n+Lanes <= outCols {
-					rowTile(c, &coff, a, &aoff, 1, count, 0, panel, init, add || k > 0)
+				if m+tileRows <= outRows && n+width <= outCols {
+					rowTiles(width, c, coff[:], a, aoff[:], 1, count, 0, panel, init, add || k > 0)
 					continue
 				}
-				rowTile(scratch[:], &scratchRows, a, &aoff, 1, count, 0, panel, init, false)
-				copyTile(c[m*ldc+n:], ldc, &scratch, min(tileRows, outRows-m), min(Lanes, outCols-n), add || k > 0)
+				rowTiles(width, scratch[:], scratchRows[:], a, aoff[:], 1, count, 0, panel, init, false)
+				copyTile(c[m*ldc+n:], ldc, &scratch, min(tileRows, outRows-m), min(width, outCols-n), add || k > 0)
 			}
 		}
 	}
@@ -91,20 +95,22 @@ func MulTransA(c []float32, ldc int, a []float32, lda int, b []float32, ldb int,
 	checkMatrix(b, ldb, depth, RoundUp(cols))
 	checkMatrix(c, ldc, rows, cols)
 	var scratch [tileRows * Lanes]float32
-	for n := 0; n < cols; n += Lanes {
+	width := 0
+	for n := 0; n < cols; n += width {
+		width = tileWidth(cols - n)
 		for m := 0; m < rows; m += tileRows {
-			if m+tileRows <= rows && n+Lanes <= cols {
-				colTile(c[m*ldc+n:], ldc, a[m:], 1, depth, 0, lda, b[n:], ldb, add)
+			if m+tileRows <= rows && n+width <= cols {
+				colTile(width, c[m*ldc+n:], ldc, a[m:], 1, depth, 0, lda, b[n:], ldb, add)
 				continue
 			}
-			colTile(scratch[:], Lanes, a[m:], 1, depth, 0, lda, b[n:], ldb, false)
-			copyTile(c[m*ldc+n:], ldc, &scratch, min(tileRows, rows-m), min(Lanes, cols-n), add)
+			colTile(width, scratch[:], Lanes, a[m:], 1, depth, 0, lda, b[n:], ldb, false)
+			copyTile(c[m*ldc+n:], ldc, &scratch, min(tileRows, rows-m), min(width, cols-n), add)
 		}
 	}
 }
 
 // scratchRows are the rows of a tile that stands alone.
-var scratchRows = offsets{0, Lanes, 2 * Lanes, 3 * Lanes, 4 * Lanes, 5 * Lanes}
+var scratchRows = [1]offsets{{0, Lanes, 2 * Lanes, 3 * Lanes, 4 * Lanes, 5 * Lanes}}
 
 // copyTile moves the part of a tile that lies within c.
 func copyTile(c []float32, ldc int, tile *[tileRows * Lanes]float32, rows, cols int, add bool) {

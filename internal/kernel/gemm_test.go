@@ -39,7 +39,15 @@ func bothTiles(t *testing.T, test func(t *testing.T)) {
 	t.Run("Go", test)
 }
 
-var shapes = [][3]int{{1, 1, 1}, {6, 4, 16}, {7, 5, 17}, {12, 256, 32}, {5, 257, 15}, {40, 70, 120}, {13, 600, 33}, {3, 1, 40}}
+// shapes are rows, depth and columns; there is one for each number of columns
+// up to 40.
+var shapes = func() [][3]int {
+	s := [][3]int{{1, 1, 1}, {6, 4, 16}, {7, 5, 17}, {12, 256, 32}, {5, 257, 15}, {40, 70, 120}, {13, 600, 33}, {3, 1, 40}, {18, 513, 8}}
+	for cols := 1; cols <= 40; cols++ {
+		s = append(s, [3]int{1 + cols*7%13, 1 + cols*5%23, cols})
+	}
+	return s
+}()
 
 func TestMulPacked(t *testing.T) {
 	bothTiles(t, func(t *testing.T) {
@@ -133,8 +141,8 @@ func TestMulTransA(t *testing.T) {
 func TestConv(t *testing.T) {
 	bothTiles(t, func(t *testing.T) {
 		r := seeded(t)
-		for range 60 {
-			c, k, stride, o := 1+r.IntN(20), 1+r.IntN(5), 1+r.IntN(3), 1+r.IntN(36)
+		for i := range 80 {
+			c, k, stride, o := 1+r.IntN(20), 1+r.IntN(5), 1+r.IntN(3), 1+i%40
 			h, w := k+r.IntN(12), k+r.IntN(12)
 			s := NewConv(c, h, w, k, stride, o)
 			name := fmt.Sprintf("%dx%dx%d kernel %d stride %d out %d", c, h, w, k, stride, o)

@@ -4,12 +4,22 @@
 
 package kernel
 
-// rowTileAVX2 is rowTile.
+// rowTiles16AVX2 is rowTiles with 16 columns.
 //
 //go:noescape
-func rowTileAVX2(c *float32, coff *[6]int, a *float32, aoff *[6]int, runs int, length int, step int, b *float32, bias *[16]float32, add bool)
+func rowTiles16AVX2(c *float32, coff *[6]int, a *float32, aoff *[6]int, tiles int, runs int, length int, step int, b *float32, bias *float32, add bool)
 
-// colTileAVX2 is colTile.
+// colTile16AVX2 is colTile with 16 columns.
 //
 //go:noescape
-func colTileAVX2(c *float32, ldc int, a *float32, outer int, inner int, jump int, step int, b *float32, ldb int, add bool)
+func colTile16AVX2(c *float32, ldc int, a *float32, outer int, inner int, jump int, step int, b *float32, ldb int, add bool)
+
+// rowTiles8AVX2 is rowTiles with 8 columns.
+//
+//go:noescape
+func rowTiles8AVX2(c *float32, coff *[6]int, a *float32, aoff *[6]int, tiles int, runs int, length int, step int, b *float32, bias *float32, add bool)
+
+// colTile8AVX2 is colTile with 8 columns.
+//
+//go:noescape
+func colTile8AVX2(c *float32, ldc int, a *float32, outer int, inner int, jump int, step int, b *float32, ldb int, add bool)
