@@ -24,7 +24,9 @@ type computer struct {
 	store    *store
 	platform *function.Platform
 	base     gradient.Event // what all events have in common
-	order    dataset.Order
+	order    dataset.Order  // of the minibatches
+	stride   uint64         // of this peer in that order
+	offset   uint64
 	samples  int           // for validation
 	serial   atomic.Uint64 // of accumulators: none is used twice
 	warn     func(format string, args ...any)
@@ -74,7 +76,7 @@ func (c *computer) average(ctx context.Context, height uint64, parent round.Reco
 		mu.Unlock()
 		e := event
 		e.Minibatch = i
-		e.Rows = c.order.Minibatch((height-1)*uint64(n)+uint64(i), c.job.BatchSize)
+		e.Rows = c.order.Minibatch(((height-1)*uint64(n)+uint64(i))*c.stride+c.offset, c.job.BatchSize)
 		wg.Add(1)
 		go func() {
 			defer wg.Done()

@@ -52,6 +52,11 @@ type Job struct {
 	// ValidateEvery is the number of rounds from one validation to the next.
 	// Default 25.
 	ValidateEvery int `yaml:"validate_every"`
+	// Shards says which training samples a peer computes on. "epoch", the
+	// default: every epoch is shuffled as a whole and dealt out to all peers
+	// anew, so that all samples stay in use when a peer is gone. "fixed": each
+	// peer keeps one part, as with private data; with the peer goes its part.
+	Shards string `yaml:"shards"`
 	// Seed fixes the initial parameters and the order of the data. Default 1.
 	Seed uint64 `yaml:"seed"`
 	// Functions bounds each peer's function instances.
@@ -82,6 +87,12 @@ func DefaultJob() Job {
 	}
 	return j
 }
+
+// The values of Job.Shards.
+const (
+	shardsEpoch = "epoch"
+	shardsFixed = "fixed"
+)
 
 // Limits of a job.
 const (
@@ -139,6 +150,10 @@ func (j *Job) Resolve() error {
 	orInt(&j.ValidateEvery, 25)
 	if j.ValidateEvery < 1 {
 		return fmt.Errorf("validate_every: %d is out of range: take 1 or more rounds", j.ValidateEvery)
+	}
+	orString(&j.Shards, shardsEpoch)
+	if j.Shards != shardsEpoch && j.Shards != shardsFixed {
+		return fmt.Errorf("shards: %.32q is unknown: take epoch or fixed", j.Shards)
 	}
 	if j.Seed == 0 {
 		j.Seed = 1

@@ -15,7 +15,7 @@ import (
 func TestDefaultJob(t *testing.T) {
 	want := Job{
 		Peers: 4, Byzantine: 1, Model: "lenet5", Data: "mnist-10k", Optimizer: "adam", LearningRate: 0.002,
-		BatchSize: 64, BatchesPerRound: 1, Rounds: 400, ValidateEvery: 25, Seed: 1, CheckpointEvery: 50,
+		BatchSize: 64, BatchesPerRound: 1, Rounds: 400, Cooldown: 200, ValidateEvery: 25, Shards: "epoch", Cooldown: 200, Shards: "epoch", Seed: 1, CheckpointEvery: 50,
 		Functions: Functions{Concurrency: 2, MemoryMB: 256, Timeout: time.Minute},
 	}
 	if got := DefaultJob(); got != want {
@@ -179,4 +179,19 @@ func FuzzLoadJob(f *testing.F) {
 			t.Errorf("got  %+v\nwant %+v\n%s", again, j, text)
 		}
 	})
+}
+
+func TestCooldown(t *testing.T) {
+	j := Job{Rounds: 10, Cooldown: 4, LearningRate: 0.5}
+	check(t, j.Resolve())
+	for round, want := range map[uint64]float32{1: 0.5, 6: 0.5, 7: 0.4, 8: 0.3, 9: 0.2, 10: 0.1} {
+		if got := j.optimizerAt(round).LR; got != want {
+			t.Errorf("round %d: learning rate %v, want %v", round, got, want)
+		}
+	}
+	j.Cooldown = -1
+	check(t, j.Resolve())
+	if got := j.optimizerAt(10).LR; got != 0.5 {
+		t.Errorf("without a cooldown the last learning rate is %v", got)
+	}
 }

@@ -209,13 +209,21 @@ func (p *peer) databaseMemory() int64 {
 	return 2*(int64(len(p.data.Images)+len(p.data.Labels))+vectors*model) + 64<<20
 }
 
-// loadSamples puts this peer's shard and the validation samples in its
-// database.
+// loadSamples puts the samples that this peer computes on and those for
+// validation in its database.
 func (p *peer) loadSamples() error {
 	train, validation, _ := p.data.Split()
-	lo, hi := dataset.Shard(train.Len(), p.job.Peers, p.n-1)
-	shard := dataset.Range{Lo: train.Lo + lo, Hi: train.Lo + hi}
-	for name, rows := range map[string]dataset.Range{"train": shard, "validation": validation} {
+	c := &computer{job: p.job, store: p.store, samples: validation.Len(), warn: p.warn}
+	if p.job.Shards == shardsFixed {
+		lo, hi := dataset.Shard(train.Len(), p.job.Peers, p.n-1)
+		train = dataset.Range{Lo: train.Lo + lo, Hi: train.Lo + hi}
+		c.order, c.stride = dataset.Order{Seed: p.job.Seed, Peer: p.n - 1, Len: train.Len()}, 1
+	} else { // one order for all, of which each peer takes every so manieth minibatch
+		c.order = dataset.Order{Seed: p.job.Seed, Len: train.Len()}
+		c.stride, c.offset = uint64(p.job.Peers), uint64(p.n-1)
+	}
+	p.computer = c
+	for name, rows := range map[string]dataset.Range{"train": train, "validation": validation} {
 		images, labels := p.data.Rows(rows)
 		shape := append([]int{rows.Len()}, p.data.Shape...)
 		if _, err := p.db.Set(p.store.key(name+"/images"), tensor.Tensor{DType: tensor.Uint8, Shape: shape, Data: images}); err != nil {
@@ -224,11 +232,6 @@ func (p *peer) loadSamples() error {
 		if _, err := p.db.Set(p.store.key(name+"/labels"), tensor.Tensor{DType: tensor.Uint8, Shape: []int{rows.Len()}, Data: labels}); err != nil {
 			return fmt.Errorf("storing the %s labels: %w", name, err)
 		}
-	}
-	p.computer = &computer{
-		job: p.job, store: p.store, samples: validation.Len(),
-		order: dataset.Order{Seed: p.job.Seed, Peer: p.n - 1, Len: shard.Len()},
-		warn:  p.warn,
 	}
 	return nil
 }

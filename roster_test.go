@@ -113,8 +113,8 @@ func fixedMembers(n int) []ed25519.PublicKey {
 func TestNameJobGolden(t *testing.T) {
 	job, roster, err := nameJob(DefaultJob(), specOf(t, "lenet5"), fixedMembers(4))
 	check(t, err)
-	const wantJob, wantRoster = "5fb207182f8c0e718526d7e044fe0105da17bd52ac22570ca6ec43d61ac903be",
-		"d009537cae9bbca70f0350a1f6e1ba1d8e94b2e035a74b50d183998b3323081d"
+	const wantJob, wantRoster = "a9d3660cc9823019118fb04c31ef272a375b60f425a9984bf49ca99d983474d2",
+		"e0c1632c7fb4d5c9760bb893d86a7b50436ff5c0a7aca2663360528eaba0face"
 	if job.String() != wantJob || roster.String() != wantRoster {
 		t.Errorf("the default job is named\n%s\nand its roster\n%s", job, roster)
 	}
