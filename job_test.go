@@ -15,7 +15,7 @@ import (
 func TestDefaultJob(t *testing.T) {
 	want := Job{
 		Peers: 4, Byzantine: 1, Model: "lenet5", Data: "mnist-10k", Optimizer: "adam", LearningRate: 0.002,
-		BatchSize: 64, BatchesPerRound: 1, Rounds: 400, Cooldown: 200, ValidateEvery: 25, Shards: "epoch", Cooldown: 200, Shards: "epoch", Seed: 1, CheckpointEvery: 50,
+		BatchSize: 64, BatchesPerRound: 1, Rounds: 400, Cooldown: 200, ValidateEvery: 25, Shards: "epoch", Seed: 1, CheckpointEvery: 50,
 		Functions: Functions{Concurrency: 2, MemoryMB: 256, Timeout: time.Minute},
 	}
 	if got := DefaultJob(); got != want {
