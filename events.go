@@ -30,7 +30,7 @@ type Event struct {
 	Seconds  float64  `json:"seconds,omitempty"`
 	How      string   `json:"how,omitempty"` // recomputed, fetched or reorganised
 	Degraded bool     `json:"degraded,omitempty"`
-	Usage    *Usage   `json:"usage,omitempty"` // of the peer since it started
+	Used     *Usage   `json:"usage,omitempty"` // by the peer since it started
 
 	// validation, eval: Accuracy and Loss; eval also Samples.
 	Accuracy *float64 `json:"accuracy,omitempty"`
@@ -44,18 +44,16 @@ type Event struct {
 	// warning: Peer reports something refused, dropped or late.
 	Message string `json:"message,omitempty"`
 
-	// done: the run is over.
-	Rounds      uint64     `json:"rounds,omitempty"`
-	Run         string     `json:"run,omitempty"`
-	StopReason  string     `json:"stop_reason,omitempty"`
-	Timeouts    *int       `json:"timeouts,omitempty"` // timeouts that fired at any peer: 0 means that the same seed gives the same model
-	Invocations int        `json:"invocations,omitempty"`
-	GBSeconds   float64    `json:"gb_seconds,omitempty"`
-	Bytes       int64      `json:"bytes,omitempty"` // sent from peer to peer
-	Peers       []PeerDone `json:"peers,omitempty"`
+	// done: the run is over. Usage is that of all peers; without a timeout
+	// the same seed gives the same model.
+	Rounds     uint64 `json:"rounds,omitempty"`
+	Run        string `json:"run,omitempty"`
+	StopReason string `json:"stop_reason,omitempty"`
+	*Usage
+	Peers []PeerDone `json:"peers,omitempty"`
 }
 
-// Usage counts what one peer has used since it started.
+// Usage counts what one or all peers have used since they started.
 type Usage struct {
 	Invocations int     `json:"invocations"`
 	GBSeconds   float64 `json:"gb_seconds"` // billed time x configured memory

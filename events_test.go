@@ -117,12 +117,12 @@ func TestEventRoundTrip(t *testing.T) {
 	log, err := openEventLog(path)
 	check(t, err)
 	defer log.Close()
-	loss, accuracy, timeouts := 0.25, 0.0, 0
+	loss, accuracy := 0.25, 0.0
 	sent := Event{
 		Event: "round", Peer: 2, Slot: 3, Round: 4, Loss: &loss, Model: "ab", Members: []int{1, 2}, Seconds: 1.5, How: "fetched", Degraded: true,
-		Usage: &Usage{Invocations: 1, GBSeconds: 2, Bytes: 3, Timeouts: 4}, Accuracy: &accuracy, Samples: 5, State: "lost", PID: 6, By: 7,
-		Message: "a \"line\"\nand another\u2028", Rounds: 8, Run: "runs/x", StopReason: "target", Timeouts: &timeouts, Invocations: 9, GBSeconds: 10,
-		Bytes: 11, Peers: []PeerDone{{1, "finished", 8, "ab"}},
+		Used: &Usage{Invocations: 1, GBSeconds: 2, Bytes: 3, Timeouts: 4}, Accuracy: &accuracy, Samples: 5, State: "lost", PID: 6, By: 7,
+		Message: "a \"line\"\nand another\u2028", Rounds: 8, Run: "runs/x", StopReason: "target", Usage: &Usage{Invocations: 9, GBSeconds: 10, Bytes: 11},
+		Peers: []PeerDone{{1, "finished", 8, "ab"}},
 	}
 	before := time.Now()
 	check(t, log.emit(sent))

@@ -7,6 +7,7 @@ import (
 	"math"
 	"os"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/goccy/go-yaml"
@@ -303,10 +304,15 @@ func writeFileAtomic(path string, b []byte, mode os.FileMode) error {
 		os.Remove(f.Name())
 		return fmt.Errorf("writing %s: %w", path, err)
 	}
-	// The new name is durable with its folder; not every system can sync one.
-	if d, err := os.Open(dirOf(path)); err == nil {
-		_ = d.Sync()
-		d.Close()
+	// The new name is durable with its folder. Not every system can sync one,
+	// but a disk that is full or broken says so everywhere.
+	d, err := os.Open(dirOf(path))
+	if err != nil {
+		return nil // as on Windows
+	}
+	defer d.Close()
+	if err := d.Sync(); errors.Is(err, syscall.EIO) || errors.Is(err, syscall.ENOSPC) {
+		return fmt.Errorf("writing %s: %w", path, err)
 	}
 	return nil
 }

@@ -35,6 +35,8 @@ type loop struct {
 	losses   map[uint64]float64 // by height, of this peer's own averages
 	failures int                // averages that failed in a row
 	warnings int
+	minute   time.Duration                 // since started, of told
+	told     map[int]int                   // events about each member in that minute
 	stop     map[string]context.CancelFunc // of work that the machine may replace or drop
 	finished *round.Finished
 	writing  atomic.Bool // a checkpoint
@@ -85,7 +87,7 @@ func (p *peer) openLoop() error {
 	l := &p.loop
 	l.timer, l.results = time.NewTimer(time.Hour), make(chan result)
 	l.records = map[round.Hash]round.Record{genesis.ID(): genesis, head.ID(): head}
-	l.head, l.losses, l.stop = head, map[uint64]float64{}, map[string]context.CancelFunc{}
+	l.head, l.losses, l.stop, l.told = head, map[uint64]float64{}, map[string]context.CancelFunc{}, map[int]int{}
 	l.machine, err = round.New(round.Config{
 		Self: round.Peer(p.n - 1), N: p.job.Peers, F: p.job.Byzantine,
 		Genesis: genesis, Rounds: uint64(p.job.Rounds), TargetAccuracy: uint32(p.job.TargetAccuracy * 1e4),
@@ -204,11 +206,11 @@ func (p *peer) run(ctx context.Context) error {
 func (p *peer) network(ctx context.Context, e p2p.Event) error {
 	switch e := e.(type) {
 	case p2p.Connected:
-		p.emit(Event{Event: "peer", Peer: e.Member + 1, State: "connected"})
+		p.emitMember(e.Member, Event{State: "connected"})
 		return p.step(ctx, round.Connected{Peer: round.Peer(e.Member)})
 	case p2p.Disconnected:
 		if p.loop.head.Height+1 < uint64(p.job.Rounds) { // at the end they leave
-			p.emit(Event{Event: "peer", Peer: e.Member + 1, State: "lost", Message: e.Reason})
+			p.emitMember(e.Member, Event{State: "lost", Message: e.Reason})
 		}
 		return p.step(ctx, round.Disconnected{Peer: round.Peer(e.Member)})
 	case p2p.Message:
@@ -221,6 +223,22 @@ func (p *peer) network(ctx context.Context, e p2p.Event) error {
 		p.warnBounded("refused %s at %s: %s", e.Remote, e.Address, e.Reason)
 	}
 	return nil
+}
+
+// A member that comes and goes without end fills no disk: of each so many
+// events are told in a minute.
+const maxMemberEvents = 60
+
+// emitMember tells what became of a member.
+func (p *peer) emitMember(member int, e Event) {
+	l := &p.loop
+	if minute := time.Since(l.started) / time.Minute; minute != l.minute {
+		l.minute, l.told = minute, map[int]int{}
+	}
+	if l.told[member]++; l.told[member] <= maxMemberEvents {
+		e.Event, e.Peer = "peer", member+1
+		p.emit(e)
+	}
 }
 
 // result passes on what a goroutine has done.
@@ -472,7 +490,7 @@ func (p *peer) adopt(ctx context.Context, a round.Adopt) {
 	}
 	e := Event{
 		Event: "round", Slot: a.Record.Slot, Round: a.Record.Height, Model: a.Record.Model.String(),
-		Seconds: now.Sub(l.headAt).Seconds(), How: how, Degraded: a.Record.Degraded(p.job.Byzantine), Usage: p.used(),
+		Seconds: now.Sub(l.headAt).Seconds(), How: how, Degraded: a.Record.Degraded(p.job.Byzantine), Used: p.used(),
 	}
 	l.headAt = now
 	for _, s := range a.Record.Set {

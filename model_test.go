@@ -251,12 +251,8 @@ func FuzzReadModel(f *testing.F) {
 		if 4*len(trained.Parameters) > len(b) || tensor.NonFinite(trained.Parameters) >= 0 {
 			t.Errorf("%d parameters of %d bytes", len(trained.Parameters), len(b))
 		}
-		path := filepath.Join(t.TempDir(), modelFile)
-		check(t, trained.Write(path))
-		again, err := ReadModel(path)
-		check(t, err)
-		if again.Hash() != trained.Hash() || again.Scale != trained.Scale || again.Offset != trained.Offset {
-			t.Error("another model was read than written")
+		if trained.Scale-trained.Scale != 0 || trained.Offset-trained.Offset != 0 {
+			t.Errorf("scale %v, offset %v", trained.Scale, trained.Offset)
 		}
 	})
 }

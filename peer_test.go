@@ -70,10 +70,10 @@ func TestRunPeer(t *testing.T) {
 				t.Errorf("%+v", e)
 			}
 		case "round":
-			if e.Loss == nil || *e.Loss <= 0 || !slices.Equal(e.Members, []int{1}) || e.How != "recomputed" || e.Degraded || e.Usage == nil {
+			if e.Loss == nil || *e.Loss <= 0 || !slices.Equal(e.Members, []int{1}) || e.How != "recomputed" || e.Degraded || e.Used == nil {
 				t.Errorf("%+v", e)
-			} else if want := 2 * int(e.Round); e.Usage.Invocations < want || e.Usage.Timeouts != 0 || e.Usage.Bytes != 0 {
-				t.Errorf("round %d: %+v", e.Round, *e.Usage)
+			} else if want := 2 * int(e.Round); e.Used.Invocations < want || e.Used.Timeouts != 0 || e.Used.Bytes != 0 {
+				t.Errorf("round %d: %+v", e.Round, *e.Used)
 			}
 		default:
 			t.Errorf("event %+v", e)

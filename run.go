@@ -232,8 +232,8 @@ func (r *run) drain() {
 		if e.Event == "round" && e.Peer >= 1 && e.Peer <= len(r.peers) {
 			p := &r.peers[e.Peer-1]
 			p.round, p.model = e.Round, e.Model
-			if e.Usage != nil {
-				p.usage = *e.Usage
+			if e.Used != nil {
+				p.usage = *e.Used
 			}
 		}
 		if r.onEvent != nil {
@@ -269,7 +269,7 @@ func exitState(err error, interrupted bool) (state, cause string) {
 // finish evaluates the model that the surviving peers left and reports the
 // run as done.
 func (r *run) finish(interrupted bool) (Event, error) {
-	done := Event{Event: "done", Run: r.dir, StopReason: "rounds", Timeouts: new(int)}
+	done := Event{Event: "done", Run: r.dir, StopReason: "rounds", Usage: &Usage{}}
 	models := map[string]int{}
 	survivors := 0
 	for i, p := range r.peers {
@@ -277,7 +277,7 @@ func (r *run) finish(interrupted bool) (Event, error) {
 		done.Invocations += p.usage.Invocations
 		done.GBSeconds += p.usage.GBSeconds
 		done.Bytes += p.usage.Bytes
-		*done.Timeouts += p.usage.Timeouts
+		done.Timeouts += p.usage.Timeouts
 		if p.state == "finished" {
 			survivors++
 			models[p.model]++
@@ -285,36 +285,47 @@ func (r *run) finish(interrupted bool) (Event, error) {
 		}
 	}
 	done.Seconds = time.Since(r.started).Seconds()
-	if interrupted {
-		return done, errors.Join(ErrInterrupted, r.record("interrupted", &done))
+	state, err := "done", error(nil)
+	switch {
+	case interrupted:
+		state, err = "interrupted", ErrInterrupted
+	case survivors == 0:
+		state, err = "failed", r.failure()
+	case len(models) > 1:
+		state, err = "failed", fmt.Errorf("the peers ended with %d different models: see %s", len(models), filepath.Join(r.dir, eventsFile))
+	default:
+		if err = r.evaluate(&done); err != nil {
+			state = "failed"
+		}
 	}
-	if survivors == 0 {
-		return done, errors.Join(r.failure(), r.record("failed", &done))
-	}
-	if len(models) > 1 {
-		return done, errors.Join(fmt.Errorf("the peers ended with %d different models: see %s", len(models), filepath.Join(r.dir, eventsFile)), r.record("failed", &done))
-	}
-	if r.job.TargetAccuracy > 0 && done.Rounds < uint64(r.job.Rounds) {
+	switch {
+	case err != nil:
+		done.StopReason = state
+	case done.Rounds < uint64(r.job.Rounds):
 		done.StopReason = "target"
 	}
+	err = errors.Join(err, r.log.emit(done), r.record(state, &done))
+	r.drain()
+	return done, err
+}
+
+// evaluate adds the accuracy and the loss on the test images, which nothing
+// has seen before, of the model that the peers left.
+func (r *run) evaluate(done *Event) error {
 	trained, err := ReadModel(filepath.Join(r.dir, modelFile))
 	if err != nil {
-		return done, errors.Join(err, r.record("failed", &done))
+		return err
 	}
 	if h := trained.Hash().String(); h != done.Model {
-		return done, errors.Join(fmt.Errorf("the model file has the hash %s, the peers ended with %s", h, done.Model), r.record("failed", &done))
+		return fmt.Errorf("the model file has the hash %s, the peers ended with %s", h, done.Model)
 	}
 	_, _, test := r.data.Split()
 	accuracy, loss, err := trained.Evaluate(r.data, test)
 	if err != nil {
-		return done, errors.Join(err, r.record("failed", &done))
+		return err
 	}
 	done.Accuracy, done.Loss = &accuracy, &loss
-	if err := r.log.emit(done); err != nil {
-		return done, err
-	}
-	r.drain()
-	return done, r.record("done", &done)
+	return nil
 }
 
 // failure says why no peer finished, in the words of the first that failed.

@@ -140,7 +140,7 @@ func undisturbed(t *testing.T, flags ...string) spirt.Event {
 		r := startTrain(t, flags...)
 		done := r.done()
 		r.sameModel(done)
-		if *done.Timeouts == 0 {
+		if done.Timeouts == 0 {
 			return done
 		}
 	}
@@ -311,7 +311,7 @@ func TestKillInstances(t *testing.T) {
 	}
 	t.Logf("killed %d instances", killed)
 	if done.Model != want.Model {
-		t.Errorf("the model is %s, undisturbed it was %s (%d timeouts)", done.Model, want.Model, *done.Timeouts)
+		t.Errorf("the model is %s, undisturbed it was %s (%d timeouts)", done.Model, want.Model, done.Timeouts)
 	}
 }
 

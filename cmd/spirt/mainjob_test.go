@@ -34,7 +34,7 @@ func TestMainJob(t *testing.T) {
 			if done.Rounds != 400 || *done.Accuracy < promised {
 				t.Errorf("accuracy %.4f after %d rounds", *done.Accuracy, done.Rounds)
 			}
-			t.Logf("accuracy %.4f, %.1f s, %d timeouts", *done.Accuracy, done.Seconds, *done.Timeouts)
+			t.Logf("accuracy %.4f, %.1f s, %d timeouts", *done.Accuracy, done.Seconds, done.Timeouts)
 		})
 	}
 }

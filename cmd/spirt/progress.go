@@ -7,6 +7,7 @@ import (
 	"strings"
 	"sync"
 	"time"
+	"unicode"
 
 	"github.com/vbauerster/mpb/v8"
 	"github.com/vbauerster/mpb/v8/decor"
@@ -119,7 +120,13 @@ func (p *progress) event(e spirt.Event) {
 
 // say prints a line above the bar.
 func (p *progress) say(format string, args ...any) {
-	line := fmt.Sprintf(format, args...) + "\n"
+	// What a peer or a function said may hold anything; a terminal obeys some.
+	line := strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, fmt.Sprintf(format, args...)) + "\n"
 	if p.bars != nil {
 		p.bars.Write([]byte(line)) // the bar's own writer keeps lines and bar apart
 		return
@@ -147,8 +154,8 @@ func (p *progress) summary(e spirt.Event) {
 		}
 	}
 	same := "the same model on every one"
-	if *e.Timeouts > 0 {
-		same = fmt.Sprintf("%s; %d timeouts fired, so that another run with this seed may differ", same, *e.Timeouts)
+	if e.Timeouts > 0 {
+		same = fmt.Sprintf("%s; %d timeouts fired, so that another run with this seed may differ", same, e.Timeouts)
 	}
 	fmt.Fprintf(p.w, "%d of %d peers finished, %s (%.12s)\n", finished, len(e.Peers), same, e.Model)
 	fmt.Fprintf(p.w, "%d invocations, %.1f GB-s of functions, %.1f MB between peers\n", e.Invocations, e.GBSeconds, float64(e.Bytes)/1e6)
