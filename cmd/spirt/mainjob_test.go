@@ -3,11 +3,15 @@
 package main
 
 import (
+	"encoding/json"
 	"fmt"
+	"math"
 	"os/exec"
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/spirt-ml/spirt"
 )
 
 // buildSpirt builds the program as users run it: without the race detector.
@@ -50,4 +54,27 @@ func TestMainJobLosesPeer(t *testing.T) {
 		t.Errorf("accuracy %.4f after %d rounds", *done.Accuracy, done.Rounds)
 	}
 	noticed(t, r, 2, 1, 3, 4)
+}
+
+// PyTorch reads the model and finds what spirt finds.
+func TestPyTorchReadsModel(t *testing.T) {
+	r := startTrain(t, "--rounds", "40")
+	r.done()
+	want, err := spirt.Eval(r.dir, "")
+	if err != nil {
+		t.Fatal(err)
+	}
+	cmd := exec.Command("/usr/bin/python3", "examples/pytorch_eval.py", r.dir, "dataset/mnist-10k", "8000")
+	cmd.Dir = filepath.Join("..", "..")
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatalf("%v: the test needs Debian's python3-torch", err)
+	}
+	var got spirt.Event
+	if err := json.Unmarshal(out, &got); err != nil {
+		t.Fatal(err)
+	}
+	if math.Abs(*got.Accuracy-*want.Accuracy) > 1e-3 || math.Abs(*got.Loss-*want.Loss) > 1e-4 || got.Samples != want.Samples {
+		t.Errorf("PyTorch says %s, spirt says accuracy %v, loss %v", out, *want.Accuracy, *want.Loss)
+	}
 }
