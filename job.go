@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/goccy/go-yaml"
+	"github.com/goccy/go-yaml/ast"
+	"github.com/goccy/go-yaml/parser"
 
 	"github.com/spirt-ml/spirt/dataset"
 	"github.com/spirt-ml/spirt/function/gradient"
@@ -251,7 +253,38 @@ func parseJob(b []byte) (Job, error) {
 	if err := yaml.UnmarshalWithOptions(b, &j, yaml.Strict()); err != nil {
 		return Job{}, errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))
 	}
+	if err := checkYAML(b); err != nil {
+		return Job{}, err
+	}
 	return j, j.Resolve()
+}
+
+// checkYAML refuses what the YAML library takes without a word: fractions
+// where whole numbers belong, which it cuts off, and further documents.
+func checkYAML(b []byte) error {
+	file, err := parser.ParseBytes(b, 0)
+	if err != nil {
+		return err
+	}
+	if len(file.Docs) > 1 {
+		return fmt.Errorf("%d YAML documents, only one may stand here", len(file.Docs))
+	}
+	for _, doc := range file.Docs {
+		if doc.Body == nil {
+			continue
+		}
+		for _, n := range ast.Filter(ast.MappingValueType, doc.Body) {
+			pair := n.(*ast.MappingValueNode)
+			f, ok := pair.Value.(*ast.FloatNode)
+			key := pair.Key.String()
+			if !ok || key == "lr" || key == "target_accuracy" || f.Value == math.Trunc(f.Value) {
+				continue
+			}
+			at := f.GetToken().Position
+			return fmt.Errorf("[%d:%d] %s: %v is not a whole number", at.Line, at.Column, key, f.Value)
+		}
+	}
+	return nil
 }
 
 // maxJobFile bounds the size of a job or roster file in bytes.

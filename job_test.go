@@ -62,6 +62,9 @@ func TestResolveRefuses(t *testing.T) {
 		{func(j *Job) { j.BatchesPerRound = -1 }, []string{"batches_per_round: -1", "1 to 65536"}},
 		{func(j *Job) { j.BatchesPerRound = 65537 }, []string{"batches_per_round: 65537", "1 to 65536"}},
 		{func(j *Job) { j.Rounds = -1 }, []string{"rounds: -1", "1 to 2147483647"}},
+		{func(j *Job) { j.Cooldown = -2 }, []string{"cooldown: -2", "400", "-1 for none"}},
+		{func(j *Job) { j.Cooldown = 401 }, []string{"cooldown: 401", "400", "-1 for none"}},
+		{func(j *Job) { j.Shards = "random" }, []string{"shards", "random", "epoch or fixed"}},
 		{func(j *Job) { j.TargetAccuracy = -0.1 }, []string{"target_accuracy: -0.1", "0 to 1", "0.97"}},
 		{func(j *Job) { j.TargetAccuracy = 97 }, []string{"target_accuracy: 97", "0 to 1", "0.97"}},
 		{func(j *Job) { j.TargetAccuracy = nan }, []string{"target_accuracy: NaN", "0 to 1"}},
@@ -105,6 +108,9 @@ func TestLoadJob(t *testing.T) {
 	if j != want {
 		t.Errorf("got  %+v\nwant %+v", j, want)
 	}
+	if j, err = LoadJob(writeTemp(t, "job.yaml", "# nothing\n---\nrounds: 1e3\nlr: 0.5\n")); err != nil || j.Rounds != 1000 || j.LearningRate != 0.5 {
+		t.Errorf("%+v, %v", j, err)
+	}
 	if j, err = LoadJob(writeTemp(t, "job.yaml", "")); err != nil || j != DefaultJob() {
 		t.Errorf("an empty file: %+v, %v", j, err)
 	}
@@ -118,6 +124,10 @@ func TestLoadJobRefuses(t *testing.T) {
 		"peers: 4\npears: 5\n":            {"[2:1]", `"pears"`},
 		"functions:\n  memory: 1\n":       {"[2:3]", `"memory"`},
 		"rounds: 3\npeers: many\n":        {"[2:8]", "many"},
+		"peers: 4.5\n":                    {"[1:8]", "peers: 4.5 is not a whole number"},
+		"a: 1\n---\npeers: 5\n":           {"job.yaml"},
+		"peers: 4\n---\npeers: 5\n":       {"2 YAML documents"},
+		"functions:\n  memory_mb: 0.5\n":  {"[2:14]", "memory_mb: 0.5 is not a whole number"},
 		"peers: 4\npeers: 5\n":            {"[2:1]", "peers"},
 		"functions:\n  timeout: long\n":   {"long"},
 		"seed: -1\n":                      {"[1:7]"},
