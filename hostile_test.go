@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"strconv"
 	"testing"
 
 	"github.com/spirt-ml/spirt/function/gradient"
@@ -34,14 +35,14 @@ func TestImpossibleValidation(t *testing.T) {
 		t.Errorf("validation is %+v, want %+v", v, want)
 	}
 	for name, spoil := range map[string]func(r *gradient.Result){
-		"loss -1":         func(r *gradient.Result) { r.Loss = -1 },
-		"loss 1e308":      func(r *gradient.Result) { r.Loss = 1e308 },
-		"loss NaN":        func(r *gradient.Result) { r.Loss = math.NaN() },
-		"correct -1":      func(r *gradient.Result) { r.Correct = -1 },
-		"too many right":  func(r *gradient.Result) { r.Correct = 1001 },
-		"no samples":      func(r *gradient.Result) { r.Correct, r.Samples = 0, 0 },
-		"2^32+ samples":   func(r *gradient.Result) { r.Samples += 1 << 32 },
-		"too few samples": func(r *gradient.Result) { r.Samples = 999 },
+		"loss -1":          func(r *gradient.Result) { r.Loss = -1 },
+		"loss 1e308":       func(r *gradient.Result) { r.Loss = 1e308 },
+		"loss NaN":         func(r *gradient.Result) { r.Loss = math.NaN() },
+		"correct -1":       func(r *gradient.Result) { r.Correct = -1 },
+		"too many right":   func(r *gradient.Result) { r.Correct = 1001 },
+		"no samples":       func(r *gradient.Result) { r.Correct, r.Samples = 0, 0 },
+		"far more samples": func(r *gradient.Result) { r.Samples += 1 << (strconv.IntSize / 2) },
+		"too few samples":  func(r *gradient.Result) { r.Samples = 999 },
 	} {
 		r := good
 		spoil(&r)
