@@ -28,7 +28,7 @@ test-all: ## test with the race detector, whole runs, no assembly, short fuzzing
 	@$(GO) test $(TESTFLAGS) -tags noasm $(NUMERIC)
 	@grep -rlE '^func Fuzz' --include='*_test.go' . | sort | while read -r file; do \
 		for fuzz in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
-			$(GO) test $(TESTFLAGS) -run '^$$' -fuzz "^$$fuzz\$$" -fuzztime $(FUZZTIME) $$(dirname $$file) || exit 1; \
+			$(GO) test $(TESTFLAGS) -run '^$$' -fuzz "^$$fuzz\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$(dirname $$file) || exit 1; \
 		done || exit 1; \
 	done
 

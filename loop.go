@@ -90,7 +90,7 @@ func (p *peer) openLoop() error {
 	l.head, l.losses, l.stop, l.told = head, map[uint64]float64{}, map[string]context.CancelFunc{}, map[int]int{}
 	l.machine, err = round.New(round.Config{
 		Self: round.Peer(p.n - 1), N: p.job.Peers, F: p.job.Byzantine,
-		Genesis: genesis, Rounds: uint64(p.job.Rounds), TargetAccuracy: uint32(p.job.TargetAccuracy * 1e4),
+		Genesis: genesis, Rounds: uint64(p.job.Rounds), TargetAccuracy: uint32(math.Ceil(p.job.TargetAccuracy*1e4 - 1e-6)), // 0 stays 0
 		MaxGradientBytes: uint64(4 * p.model.NumParams()), Head: head, Watermark: slot, Counter: counter,
 	})
 	return err
