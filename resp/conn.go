@@ -53,6 +53,7 @@ type Conn struct {
 	header  []byte // headers and short arguments of a command
 	arena   []byte // memory of bulk strings, reused by the next call
 	used    int    // bytes of arena in use
+	replies []Reply
 }
 
 // Dial connects to a server, such as network "unix" and the path of a socket,
@@ -95,22 +96,42 @@ func (c *Conn) Do(ctx context.Context, args ...any) (Reply, error) {
 // bytes, the last if there are several, is read straight into dst, and the
 // Reply aliases it. Of other lengths they go to memory of the Conn, as in Do.
 func (c *Conn) DoInto(ctx context.Context, dst []byte, args ...any) (Reply, error) {
-	if c.broken != nil {
-		return Reply{}, fmt.Errorf("the connection to the database was closed: %w", c.broken)
-	}
-	if err := ctx.Err(); err != nil {
-		return Reply{}, err
-	}
-	buffers, err := c.encode(args)
+	replies, err := c.DoAll(ctx, Command{Args: args, Dst: dst})
 	if err != nil {
 		return Reply{}, err
+	}
+	return replies[0], nil
+}
+
+// Command is one of several commands that are sent at once.
+type Command struct {
+	Args []any
+	Dst  []byte // memory for the answer, as in DoInto; nil for none
+}
+
+// DoAll sends commands in one piece and waits for all replies, which it
+// returns in order: where each answer would have been waited for, that is one
+// wait instead of many. All commands are run; if some are refused, the first
+// *Error is returned and no reply. The replies are valid until the next call.
+// A large argument belongs in the last command: before it is sent, a server
+// may wait for somebody to read its answer.
+func (c *Conn) DoAll(ctx context.Context, commands ...Command) ([]Reply, error) {
+	if c.broken != nil {
+		return nil, fmt.Errorf("the connection to the database was closed: %w", c.broken)
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	buffers, err := c.encode(commands)
+	if err != nil {
+		return nil, err
 	}
 	deadline, ok := ctx.Deadline()
 	if !ok {
 		deadline = time.Now().Add(c.timeout)
 	}
 	if err := c.nc.SetDeadline(deadline); err != nil {
-		return Reply{}, c.fail(ctx, err)
+		return nil, c.fail(ctx, err)
 	}
 	// A cancelled context wakes whatever read or write is going on. If the
 	// wake-up has started when the reply is in, it is waited for, so that it
@@ -120,15 +141,15 @@ func (c *Conn) DoInto(ctx context.Context, dst []byte, args ...any) (Reply, erro
 		c.nc.SetDeadline(time.Unix(1, 0)) // an error here shows in the read
 		close(woken)
 	})
-	reply, err := c.exchange(buffers, dst)
+	replies, err := c.exchange(buffers, commands)
 	if !stop() {
 		<-woken
 	}
 	var refused *Error
 	if err != nil && !errors.As(err, &refused) {
-		return Reply{}, c.fail(ctx, err)
+		return nil, c.fail(ctx, err)
 	}
-	return reply, err
+	return replies, err
 }
 
 // fail closes the connection: where in the stream it stands is not known.
@@ -141,7 +162,7 @@ func (c *Conn) fail(ctx context.Context, err error) error {
 	return fmt.Errorf("talking to the database: %w", err)
 }
 
-func (c *Conn) exchange(buffers net.Buffers, dst []byte) (Reply, error) {
+func (c *Conn) exchange(buffers net.Buffers, commands []Command) ([]Reply, error) {
 	if _, err := buffers.WriteTo(c.nc); err != nil {
 		// A server that refuses a command may answer and close before it has
 		// read all of it: its reason says more than the broken pipe.
@@ -150,46 +171,66 @@ func (c *Conn) exchange(buffers net.Buffers, dst []byte) (Reply, error) {
 		if _, replyErr := c.read(nil, 0); errors.As(replyErr, &refused) {
 			c.broken = refused
 			c.nc.Close()
-			return Reply{}, refused
+			return nil, refused
 		}
-		return Reply{}, err
+		return nil, err
 	}
 	c.used = 0
-	return c.read(dst, 0)
+	c.replies = c.replies[:0]
+	var first *Error
+	for _, command := range commands {
+		reply, err := c.read(command.Dst, 0)
+		var refused *Error
+		if errors.As(err, &refused) {
+			if first == nil {
+				first = refused
+			}
+		} else if err != nil {
+			return nil, err
+		}
+		c.replies = append(c.replies, reply)
+	}
+	if first != nil {
+		return nil, first
+	}
+	return c.replies, nil
 }
 
 // large arguments are written from where they lie.
 const large = 4 << 10
 
-// encode builds the command. Its buffers alias c.header and the large
+// encode builds the commands. The buffers alias c.header and the large
 // arguments.
-func (c *Conn) encode(args []any) (net.Buffers, error) {
+func (c *Conn) encode(commands []Command) (net.Buffers, error) {
 	type cut struct {
 		at   int
 		data []byte
 	}
 	var cuts [4]cut
 	pending := cuts[:0]
-	b := AppendArray(c.header[:0], len(args))
-	for i, arg := range args {
-		switch v := arg.(type) {
-		case string:
-			b = AppendBulkString(b, v)
-		case []byte:
-			if len(v) < large {
-				b = AppendBulk(b, v)
-				break
+	b := c.header[:0]
+	for _, command := range commands {
+		b = AppendArray(b, len(command.Args))
+		for i, arg := range command.Args {
+			switch v := arg.(type) {
+			case string:
+				b = AppendBulkString(b, v)
+			case []byte:
+				if len(v) < large {
+					b = AppendBulk(b, v)
+					break
+				}
+				b = AppendBulkHeader(b, len(v))
+				pending = append(pending, cut{len(b), v})
+				b = append(b, "\r\n"...)
+			default:
+				var number [32]byte
+				text, err := appendNumber(number[:0], arg)
+				if err != nil {
+					return nil, fmt.Errorf("argument %d: %w", i, err)
+				}
+				b = AppendBulk(b, text)
 			}
-			b = AppendBulkHeader(b, len(v))
-			pending = append(pending, cut{len(b), v})
-			b = append(b, "\r\n"...)
-		default:
-			var number [32]byte
-			text, err := appendNumber(number[:0], arg)
-			if err != nil {
-				return nil, fmt.Errorf("argument %d: %w", i, err)
-			}
-			b = AppendBulk(b, text)
 		}
 	}
 	c.header = b

@@ -241,3 +241,36 @@ func TestRedisClient(t *testing.T) {
 		t.Fatalf("wrong token: %v", err)
 	}
 }
+
+// Several commands in one piece: all are run, the answers come in order and
+// stay valid together, and one that is refused refuses the whole.
+func TestDoAll(t *testing.T) {
+	db, socket := startServer(t, Config{}, ServerConfig{})
+	big := make([]byte, 300_000)
+	for i := range big {
+		big[i] = byte(i * 7)
+	}
+	if _, err := db.Set("{j:1}:big", tensor.Tensor{DType: tensor.Uint8, Shape: []int{300, 1000}, Data: big}); err != nil {
+		t.Fatal(err)
+	}
+	c := dial(t, socket, adminToken)
+	dst := make([]byte, len(big))
+	rows := resp.Command{Args: []any{"TENSOR.ROWS", "{j:1}:big", 299, 0}}
+	replies, err := c.DoAll(t.Context(), rows, resp.Command{Args: []any{"TENSOR.GET", "{j:1}:big"}, Dst: dst}, resp.Command{Args: []any{"PING"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := replies[0].Bytes; !bytes.Equal(got[:1000], big[299_000:]) || !bytes.Equal(got[1000:], big[:1000]) {
+		t.Error("the rows are not those asked for")
+	}
+	if !bytes.Equal(dst, big) || string(replies[2].Bytes) != "PONG" {
+		t.Errorf("the tensor or the answer to PING (%q) is wrong", replies[2].Bytes)
+	}
+	var refused *resp.Error
+	if _, err := c.DoAll(t.Context(), resp.Command{Args: []any{"TENSOR.GET", "{j:1}:none"}}, rows); !errors.As(err, &refused) || refused.Code != "NOKEY" {
+		t.Errorf("error %v, want NOKEY", err)
+	}
+	if _, err := c.Do(t.Context(), "PING"); err != nil {
+		t.Errorf("after a refused command: %v", err)
+	}
+}

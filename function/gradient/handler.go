@@ -58,7 +58,7 @@ type Handler struct {
 	pixels    [256]float32 // what each byte means
 	scale     float32      // of pixels
 	offset    float32
-	args      []any
+	args      [3][]any // of commands that are sent at once
 }
 
 // NewHandler makes a Handler. It does nothing yet, so that an instance starts fast.
@@ -83,18 +83,11 @@ func (h *Handler) Invoke(ctx context.Context, e Event) (Result, error) {
 	if err := h.prepare(e); err != nil {
 		return Result{}, err
 	}
-	start := time.Now()
-	if err := run.readParameters(ctx); err != nil {
-		return Result{}, err
-	}
-	run.result.Seconds.Read += time.Since(start).Seconds()
-	var err error
+	compute := run.evaluate
 	if e.Task == TaskGradient {
-		err = run.computeGradient(ctx)
-	} else {
-		err = run.evaluate(ctx)
+		compute = run.computeGradient
 	}
-	if err != nil {
+	if err := compute(ctx); err != nil {
 		return Result{}, err
 	}
 	if loss := run.result.Loss; math.IsNaN(loss) || math.IsInf(loss, 0) {
@@ -152,30 +145,64 @@ type run struct {
 	e      Event
 	result Result
 	redone bool // the connection broke once
+	asked  bool // for the parameters
 }
 
-// readParameters has the parameters of the event in h.params.
-func (r *run) readParameters(ctx context.Context) error {
-	h, want := r.h, r.e.Parameters
+// read has the given rows in h.x and h.labels, and the parameters of the event
+// in h.params. It asks for all at once.
+func (r *run) read(ctx context.Context, rows []int) error {
+	start := time.Now()
+	h := r.h
 	if h.at != r.e.Database {
 		h.Close()
 		h.at, h.held = r.e.Database, Parameters{}
 	}
-	if h.held.Key != want.Key {
-		h.held = Parameters{}
-	} else if want.Version != 0 && h.held.Version == want.Version {
-		return nil
+	commands := make([]resp.Command, 0, 3)
+	for i, key := range []string{r.e.Labels, r.e.Images} {
+		args := append(h.args[i][:0], "TENSOR.ROWS", key)
+		for _, row := range rows {
+			args = append(args, row)
+		}
+		h.args[i] = args
+		commands = append(commands, resp.Command{Args: args})
 	}
-	held := h.held
-	h.held = Parameters{} // the reply is read into h.params
-	args := append(h.args[:0], "TENSOR.GET", want.Key)
-	if held.Version != 0 {
-		args = append(args, "IFNOT", strconv.FormatUint(held.Version, 10))
+	want, held := r.e.Parameters, h.held
+	if held.Key != want.Key {
+		held = Parameters{}
 	}
-	reply, err := r.do(ctx, tensor.Bytes(h.params), args)
+	ask := held.Version == 0 || want.Version != 0 && held.Version != want.Version || want.Version == 0 && !r.asked
+	if ask {
+		h.held = Parameters{} // the reply is read into h.params
+		args := append(h.args[2][:0], "TENSOR.GET", want.Key)
+		if held.Version != 0 {
+			args = append(args, "IFNOT", strconv.FormatUint(held.Version, 10))
+		}
+		h.args[2] = args
+		commands = append(commands, resp.Command{Args: args, Dst: tensor.Bytes(h.params)})
+	}
+	replies, err := r.do(ctx, commands...)
 	if err != nil {
 		return err
 	}
+	if ask {
+		if err := r.takeParameters(replies[2], held); err != nil {
+			return err
+		}
+		r.asked = true
+	}
+	got := time.Now()
+	r.result.Seconds.Read += got.Sub(start).Seconds()
+	if err := r.takeSamples(replies[0], replies[1], rows); err != nil {
+		return err
+	}
+	r.result.Seconds.Compute += time.Since(got).Seconds()
+	return nil
+}
+
+// takeParameters checks the answer to TENSOR.GET, whose bytes are in h.params
+// already; held is what they were before.
+func (r *run) takeParameters(reply resp.Reply, held Parameters) error {
+	h, want := r.h, r.e.Parameters
 	if reply.Kind == resp.Nil && held.Version != 0 && want.Version == 0 {
 		h.held = held
 		return nil
@@ -202,60 +229,36 @@ func (r *run) readParameters(ctx context.Context) error {
 	return nil
 }
 
-// readSamples has the given rows in h.x and h.labels.
-func (r *run) readSamples(ctx context.Context, rows []int) error {
-	start := time.Now()
+// takeSamples checks the answers to TENSOR.ROWS and normalises the images.
+func (r *run) takeSamples(labels, images resp.Reply, rows []int) error {
 	h, in := r.h, r.h.model.InputLen()
-	labels, err := r.rows(ctx, r.e.Labels, rows)
-	if err != nil {
-		return err
+	for key, reply := range map[string]resp.Reply{r.e.Labels: labels, r.e.Images: images} {
+		if reply.Kind != resp.Bulk {
+			return fail(DatabaseFailed, "the answer to TENSOR.ROWS %q is not a string", key)
+		}
 	}
-	if len(labels) != len(rows) {
-		return bad("labels %q have %d bytes a row, want 1", r.e.Labels, len(labels)/len(rows))
+	if len(labels.Bytes) != len(rows) {
+		return bad("labels %q have %d bytes a row, want 1", r.e.Labels, len(labels.Bytes)/len(rows))
 	}
-	for i, label := range labels {
+	for i, label := range labels.Bytes {
 		if int(label) >= r.e.Model.Classes {
 			return bad("labels %q: row %d is %d, but model %q has %d classes", r.e.Labels, rows[i], label, r.e.Model.Name, r.e.Model.Classes)
 		}
 		h.labels[i] = int32(label)
 	}
-	images, err := r.rows(ctx, r.e.Images, rows) // the memory of labels is used again
-	if err != nil {
-		return err
+	if len(images.Bytes) != len(rows)*in {
+		return bad("images %q have %d bytes a row, but model %q takes %d", r.e.Images, len(images.Bytes)/len(rows), r.e.Model.Name, in)
 	}
-	if len(images) != len(rows)*in {
-		return bad("images %q have %d bytes a row, but model %q takes %d", r.e.Images, len(images)/len(rows), r.e.Model.Name, in)
-	}
-	read := time.Now()
-	r.result.Seconds.Read += read.Sub(start).Seconds()
-	x := h.x[:len(images)]
-	for i, b := range images {
+	x := h.x[:len(images.Bytes)]
+	for i, b := range images.Bytes {
 		x[i] = h.pixels[b]
 	}
-	r.result.Seconds.Compute += time.Since(read).Seconds()
 	return nil
-}
-
-// rows reads rows of a uint8 tensor, into memory that the next command uses again.
-func (r *run) rows(ctx context.Context, key string, rows []int) ([]byte, error) {
-	args := append(r.h.args[:0], "TENSOR.ROWS", key)
-	for _, row := range rows {
-		args = append(args, row)
-	}
-	r.h.args = args
-	reply, err := r.do(ctx, nil, args)
-	if err != nil {
-		return nil, err
-	}
-	if reply.Kind != resp.Bulk {
-		return nil, fail(DatabaseFailed, "the answer to TENSOR.ROWS %q is not a string", key)
-	}
-	return reply.Bytes, nil
 }
 
 func (r *run) computeGradient(ctx context.Context) error {
 	h, n := r.h, len(r.e.Rows)
-	if err := r.readSamples(ctx, r.e.Rows); err != nil {
+	if err := r.read(ctx, r.e.Rows); err != nil {
 		return err
 	}
 	start := time.Now()
@@ -265,13 +268,13 @@ func (r *run) computeGradient(ctx context.Context) error {
 	computed := time.Now()
 	r.result.Seconds.Compute += computed.Sub(start).Seconds()
 
-	args := append(h.args[:0], "TENSOR.ACCUMULATE", r.e.Accumulate, r.e.Minibatch, tensor.Bytes(h.gradient))
-	reply, err := r.do(ctx, nil, args)
+	h.args[0] = append(h.args[0][:0], "TENSOR.ACCUMULATE", r.e.Accumulate, r.e.Minibatch, tensor.Bytes(h.gradient))
+	replies, err := r.do(ctx, resp.Command{Args: h.args[0]})
 	if err != nil {
 		return err
 	}
 	r.result.Seconds.Write = time.Since(computed).Seconds()
-	switch status := string(reply.Bytes); status {
+	switch status := string(replies[0].Bytes); status {
 	case "COUNTED", "BUFFERED", "DUPLICATE":
 		r.result.Status = strings.ToLower(status)
 	default:
@@ -285,7 +288,7 @@ func (r *run) evaluate(ctx context.Context) error {
 	sum := 0.0
 	for rows := r.e.Rows; len(rows) > 0; {
 		n := min(len(rows), chunk)
-		if err := r.readSamples(ctx, rows[:n]); err != nil {
+		if err := r.read(ctx, rows[:n]); err != nil {
 			return err
 		}
 		start := time.Now()
@@ -300,9 +303,9 @@ func (r *run) evaluate(ctx context.Context) error {
 	return nil
 }
 
-// do sends a command; where the connection is or becomes broken, once again on a new one. All commands used here may be
+// do sends commands; where the connection is or becomes broken, once again on a new one. All commands used here may be
 // repeated.
-func (r *run) do(ctx context.Context, dst []byte, args []any) (resp.Reply, error) {
+func (r *run) do(ctx context.Context, commands ...resp.Command) ([]resp.Reply, error) {
 	h := r.h
 	for {
 		if h.conn == nil {
@@ -310,18 +313,18 @@ func (r *run) do(ctx context.Context, dst []byte, args []any) (resp.Reply, error
 				Token: h.config.Token, Timeout: dialTimeout, Limits: resp.Limits{MaxBulk: 4 * nn.MaxParams},
 			})
 			if err != nil {
-				return resp.Reply{}, r.classify(err)
+				return nil, r.classify(err)
 			}
 			h.conn = conn
 		}
-		reply, err := h.conn.DoInto(ctx, dst, args...)
+		replies, err := h.conn.DoAll(ctx, commands...)
 		var refused *resp.Error
 		if err == nil || errors.As(err, &refused) {
-			return reply, r.classify(err)
+			return replies, r.classify(err)
 		}
 		h.Close()
 		if ctx.Err() != nil || r.redone {
-			return resp.Reply{}, r.classify(err)
+			return nil, r.classify(err)
 		}
 		r.redone = true
 	}
