@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -146,10 +145,6 @@ func (p *peer) close() error {
 	return errors.Join(errs...)
 }
 
-// maxSocketPath is what the smallest system allows for the path of a Unix
-// socket, in bytes.
-const maxSocketPath = 100
-
 // openDatabase opens the tensor database, serves it to this peer's functions
 // and puts the peer's samples in it. It returns the socket and the token that
 // functions use.
@@ -169,7 +164,7 @@ func (p *peer) openDatabase() (socket, token string, err error) {
 	if abs, err := filepath.Abs(socket); err == nil {
 		socket = abs
 	}
-	if len(socket) > maxSocketPath {
+	if len(socket) > tensordb.MaxSocketPath {
 		dir, err := os.MkdirTemp("", "spirt-")
 		if err != nil {
 			return "", "", err
@@ -177,15 +172,9 @@ func (p *peer) openDatabase() (socket, token string, err error) {
 		p.onClose(func() error { return os.RemoveAll(dir) })
 		socket = filepath.Join(dir, socketFile)
 	}
-	if err := os.Remove(socket); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return "", "", fmt.Errorf("removing the socket of an earlier peer: %w", err)
-	}
-	listener, err := net.Listen("unix", socket)
+	listener, err := tensordb.ListenUnix(socket)
 	if err != nil {
-		return "", "", fmt.Errorf("listening for functions: %w", err)
-	}
-	if err := os.Chmod(socket, 0o600); err != nil {
-		return "", "", errors.Join(err, listener.Close())
+		return "", "", err
 	}
 	secret := make([]byte, 32)
 	rand.Read(secret) // never fails

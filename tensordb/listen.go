@@ -7,15 +7,16 @@ import (
 	"time"
 )
 
-// maxSocketPath is the longest path of a Unix socket that every system takes.
-const maxSocketPath = 103
+// MaxSocketPath is the longest path of a Unix socket, in bytes, that every
+// system takes.
+const MaxSocketPath = 103
 
 // ListenUnix listens on a Unix socket that only this user can open (mode
 // 0600). A socket that a killed process left behind is replaced; one that
 // somebody listens on is an error. Closing the listener removes the file.
 func ListenUnix(path string) (net.Listener, error) {
-	if len(path) > maxSocketPath {
-		return nil, fmt.Errorf("listening on %s: a socket's path may have %d bytes, this has %d: use a shorter folder", path, maxSocketPath, len(path))
+	if len(path) > MaxSocketPath {
+		return nil, fmt.Errorf("listening on %s: a socket's path may have %d bytes, this has %d: use a shorter folder", path, MaxSocketPath, len(path))
 	}
 	if _, err := os.Lstat(path); err == nil {
 		probe, err := net.DialTimeout("unix", path, time.Second)
