@@ -10,7 +10,8 @@ import (
 // Bounds of what is kept of an instance's output.
 const (
 	keptOutput = 16 << 10
-	longLine   = 4 << 10 // longer lines are logged in pieces
+	longLine   = 4 << 10   // longer lines are logged in pieces
+	maxLogged  = 256 << 10 // bytes logged of one attempt: a function that prints without end must fill no disk
 )
 
 // output collects what an instance prints on standard output and standard error, through one pipe so that the order
@@ -25,6 +26,7 @@ type output struct {
 	kept   []byte
 	total  int64 // bytes ever printed
 	marked int64 // total at the begin of the attempt
+	logged int   // bytes logged since then
 	line   []byte
 	buf    [4 << 10]byte // of whoever reads, under mu
 }
@@ -53,10 +55,7 @@ func (o *output) close() {
 	<-o.done
 	o.mu.Lock()
 	defer o.mu.Unlock()
-	if len(o.line) > 0 {
-		o.log(string(o.line))
-		o.line = nil
-	}
+	o.logLocked()
 }
 
 // addLocked takes in bytes that were read.
@@ -82,17 +81,22 @@ func (o *output) addLocked(b []byte) {
 }
 
 func (o *output) logLocked() {
-	if line := strings.TrimRight(string(o.line), "\r"); line != "" {
-		o.log(line)
-	}
+	line := strings.TrimRight(string(o.line), "\r")
 	o.line = o.line[:0]
+	if line == "" || o.logged > maxLogged {
+		return
+	}
+	if o.logged += len(line); o.logged > maxLogged {
+		line = "(further output of this attempt is not logged)"
+	}
+	o.log(line)
 }
 
 // mark begins the output of an attempt.
 func (o *output) mark() {
 	o.drain()
 	o.mu.Lock()
-	o.marked = o.total
+	o.marked, o.logged = o.total, 0
 	o.mu.Unlock()
 }
 
