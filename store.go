@@ -188,7 +188,7 @@ func (s *store) apply(parent round.Record, set []round.Entry) (model, optimizer 
 		keys[i] = s.averageKey(e.Gradient)
 	}
 	aggregate, params, opt := s.key("aggregate"), s.key("candidate/parameters"), s.key("candidate/optimizer")
-	if err := s.db.Mean(aggregate, keys); err != nil {
+	if err := s.db.Mean(aggregate, keys, nil); err != nil {
 		return model, optimizer, fmt.Errorf("aggregating %d averages: %w", len(set), err)
 	}
 	defer s.db.Delete(aggregate)

@@ -106,7 +106,7 @@ func WriteSafetensors(w io.Writer, tensors []Named, metadata map[string]string) 
 // ReadSafetensors reads a safetensors file of size bytes, checking every bound
 // before it allocates: the data must be covered by the tensors without holes
 // or overlaps. Tensors come in the order of their data, each with memory of
-// its own. Element types other than F32, U8 and I32 are refused.
+// its own. Element types other than F32, F16, U8 and I32 are refused.
 func ReadSafetensors(r io.ReaderAt, size int64) ([]Named, map[string]string, error) {
 	tensors, metadata, err := readSafetensors(r, size)
 	if err != nil {
@@ -230,7 +230,7 @@ func parseEntry(dec *json.Decoder, name string) (headerEntry, error) {
 				}
 			}
 			if e.dtype == 0 {
-				return fmt.Errorf("element type %.32v is not supported: use F32, U8 or I32", v)
+				return fmt.Errorf("element type %.32v is not supported: use F32, F16, U8 or I32", v)
 			}
 		case "shape":
 			e.shape, err = numbers(dec, MaxRank)

@@ -27,6 +27,7 @@ const (
 	Float32 DType = 1
 	Uint8   DType = 2
 	Int32   DType = 3
+	Float16 DType = 4
 )
 
 // dtypes holds, by DType, our name, the name in safetensors files and the size
@@ -38,6 +39,7 @@ var dtypes = [...]struct {
 	Float32: {"float32", "F32", 4},
 	Uint8:   {"uint8", "U8", 1},
 	Int32:   {"int32", "I32", 4},
+	Float16: {"float16", "F16", 2},
 }
 
 // Valid reports whether d is one of the element types.
@@ -66,7 +68,7 @@ func ParseDType(name string) (DType, error) {
 			return DType(d), nil
 		}
 	}
-	return 0, fmt.Errorf("unknown element type %.32q: use float32, uint8 or int32", name)
+	return 0, fmt.Errorf("unknown element type %.32q: use float32, float16, uint8 or int32", name)
 }
 
 // Tensor is an array of numbers: len(Data) is the product of Shape times the
@@ -148,6 +150,23 @@ func Floats(b []byte) []float32 {
 	return unsafe.Slice((*float32)(p), len(b)/4)
 }
 
+// Halves returns b as the bits of IEEE 754 binary16 numbers, aliasing it. It
+// panics if b is not a whole number of them or does not start at a multiple of
+// 2; memory from make and from the tensor database always does.
+func Halves(b []byte) []uint16 {
+	if len(b)%2 != 0 {
+		panic("tensor: bytes are not a whole number of halves")
+	}
+	if len(b) == 0 {
+		return nil
+	}
+	p := unsafe.Pointer(unsafe.SliceData(b))
+	if uintptr(p)%2 != 0 {
+		panic("tensor: halves must start at a multiple of 2 bytes")
+	}
+	return unsafe.Slice((*uint16)(p), len(b)/2)
+}
+
 // Bytes returns f as its little-endian bytes, aliasing it.
 func Bytes(f []float32) []byte {
 	if len(f) == 0 {
@@ -175,6 +194,30 @@ func NonFinite(f []float32) int {
 	}
 	for ; i < len(f); i++ {
 		if math.Float32bits(f[i])&exponent == exponent {
+			return i
+		}
+	}
+	return -1
+}
+
+// NonFiniteHalf returns the index of the first NaN or infinity of h, or -1.
+func NonFiniteHalf(h []uint16) int {
+	const (
+		exponent = 0x7c00
+		one      = 0x0400
+	)
+	carry := func(x uint16) uint16 { return x&exponent + one }
+	i := 0
+	for ; i+8 <= len(h); i += 8 {
+		b := (*[8]uint16)(h[i:])
+		c := carry(b[0]) | carry(b[1]) | carry(b[2]) | carry(b[3])
+		d := carry(b[4]) | carry(b[5]) | carry(b[6]) | carry(b[7])
+		if (c|d)>>15 != 0 {
+			break
+		}
+	}
+	for ; i < len(h); i++ {
+		if h[i]&exponent == exponent {
 			return i
 		}
 	}

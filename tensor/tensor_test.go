@@ -43,8 +43,8 @@ func TestValidate(t *testing.T) {
 			t.Errorf("%v comes back as %v, %v", d, back, err)
 		}
 	}
-	if _, err := ParseDType("float16"); err == nil {
-		t.Error("float16 accepted")
+	if _, err := ParseDType("float64"); err == nil {
+		t.Error("float64 accepted")
 	}
 }
 
@@ -64,6 +64,17 @@ func TestFloatsAndBytesAlias(t *testing.T) {
 			}()
 			Floats(bad)
 		}()
+		func() {
+			defer func() {
+				if recover() == nil {
+					t.Error("Halves accepts bytes that are not halves")
+				}
+			}()
+			Halves(bad[:5])
+		}()
+	}
+	if h := Halves(b[:6]); len(h) != 3 || h[0] != 0 || h[1] != 0x3f80 {
+		t.Errorf("the halves of %x are %x", b[:6], h)
 	}
 	view := View{Name: "v", Shape: []int{2, 1}, Offset: 1}
 	if got := view.Of(f); view.Len() != 2 || &got[0] != &f[1] || cap(got) != 2 {
@@ -93,6 +104,31 @@ func TestNonFinite(t *testing.T) {
 		}
 		if got := NonFinite(f); got != want {
 			t.Fatalf("length %d: %d, want %d", len(f), got, want)
+		}
+	}
+}
+
+func TestNonFiniteHalf(t *testing.T) {
+	seed := uint64(time.Now().UnixNano())
+	t.Logf("seed %d", seed)
+	rng := rand.New(rand.NewPCG(seed, 0))
+	for range 300 {
+		h := make([]uint16, rng.IntN(60))
+		for i := range h {
+			h[i] = [...]uint16{0x7bff, 0xfbff, 0, 0x8000, 1, 0x3c00}[rng.IntN(6)]
+		}
+		want := -1
+		for range rng.IntN(3) {
+			if len(h) > 0 {
+				i := rng.IntN(len(h))
+				h[i] = [...]uint16{0x7c00, 0xfc00, 0x7e00, 0xfc01}[rng.IntN(4)]
+				if want < 0 || i < want {
+					want = i
+				}
+			}
+		}
+		if got := NonFiniteHalf(h); got != want {
+			t.Fatalf("length %d: %d, want %d", len(h), got, want)
 		}
 	}
 }
@@ -150,7 +186,7 @@ func TestReadSafetensorsRefuses(t *testing.T) {
 		` {}`:      "does not start with {",
 		`{"a":1}`:  "expected",
 		`{"a":{}}`: "missing",
-		`{"a":{"dtype":"F16","shape":[2],"data_offsets":[0,4]}}`:                     "not supported",
+		`{"a":{"dtype":"F64","shape":[2],"data_offsets":[0,16]}}`:                    "not supported",
 		`{"a":{"dtype":"F32","shape":[-1],"data_offsets":[0,4]}}`:                    "out of range",
 		`{"a":{"dtype":"F32","shape":[1.5],"data_offsets":[0,4]}}`:                   "out of range",
 		`{"a":{"dtype":"F32","shape":[1],"data_offsets":[0]}}`:                       "two numbers",

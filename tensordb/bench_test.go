@@ -86,7 +86,7 @@ func BenchmarkMean24(b *testing.B) {
 			}
 			b.SetBytes(int64(4 * n * len(keys)))
 			for b.Loop() {
-				if err := db.Mean("mean", keys); err != nil {
+				if err := db.Mean("mean", keys, nil); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -22,8 +22,9 @@ type command struct {
 	stranger bool // allowed before AUTH
 	payload  bool // the last argument is the bytes of a tensor, read by run
 	// Arguments firstKey to lastKey are keys; lastKey -1 is the last one, and
-	// firstKey 0 means none.
+	// firstKey 0 means none. With pairs, only every other one of them is.
 	firstKey, lastKey int
+	pairs             bool
 	run               func(c *conn, args [][]byte) error // args without the name
 }
 
@@ -50,6 +51,7 @@ var commands = map[string]*command{
 	"TENSOR.SKIP":        {usage: "TENSOR.SKIP key minibatch", min: 3, max: 3, access: All, firstKey: 1, lastKey: 1, run: (*conn).skip},
 	"TENSOR.AVERAGE":     {usage: "TENSOR.AVERAGE destination key", min: 3, max: 3, access: All, firstKey: 1, lastKey: 2, run: (*conn).average},
 	"TENSOR.MEAN":        {usage: "TENSOR.MEAN destination key [key ...]", min: 3, access: All, firstKey: 1, lastKey: -1, run: (*conn).mean},
+	"TENSOR.WMEAN":       {usage: "TENSOR.WMEAN destination weight key [weight key ...]", min: 4, access: All, firstKey: 1, lastKey: -1, pairs: true, run: (*conn).weightedMean},
 	"TENSOR.UPDATE": {usage: "TENSOR.UPDATE parameters state gradient STEP n SGD lr momentum weightdecay | ADAM lr beta1 beta2 eps weightdecay",
 		min: 10, max: 12, access: All, firstKey: 1, lastKey: 3, run: (*conn).update},
 }
@@ -74,7 +76,12 @@ func (c *conn) checkKeys(spec *command) error {
 	if last < 0 {
 		last = len(c.args) - 1
 	}
-	for _, key := range c.args[spec.firstKey : last+1] {
+	step := 1
+	if spec.pairs {
+		step = 2
+	}
+	for i := spec.firstKey; i <= last; i += step {
+		key := c.args[i]
 		if !bytes.HasPrefix(key, []byte(c.token.Prefix)) {
 			return refuse("NOPERM", "this token may not use key %.80q", key)
 		}
@@ -470,7 +477,26 @@ func (c *conn) mean(args [][]byte) error {
 	for i, key := range args[1:] {
 		keys[i] = string(key)
 	}
-	if err := c.db.Mean(string(args[0]), keys); err != nil {
+	if err := c.db.Mean(string(args[0]), keys, nil); err != nil {
+		return err
+	}
+	return c.ok()
+}
+
+func (c *conn) weightedMean(args [][]byte) error {
+	if len(args)%2 == 0 {
+		return refuse("ERR", "use %s", c.spec.usage)
+	}
+	var keys []string
+	var weights []uint32
+	for i := 1; i < len(args); i += 2 {
+		w, err := c.number("weight", args[i], 1, maxWeight)
+		if err != nil {
+			return err
+		}
+		keys, weights = append(keys, string(args[i+1])), append(weights, uint32(w))
+	}
+	if err := c.db.Mean(string(args[0]), keys, weights); err != nil {
 		return err
 	}
 	return c.ok()

@@ -290,7 +290,7 @@ func TestAccumulateOrder(t *testing.T) {
 		if err != nil || counted != len(keys) {
 			t.Fatalf("counted %d of %d, %v", counted, len(keys), err)
 		}
-		if err := db.Mean("mean", keys); err != nil {
+		if err := db.Mean("mean", keys, nil); err != nil {
 			t.Fatal(err)
 		}
 		a, _ := db.Hash("average")
@@ -359,14 +359,14 @@ func TestAccumulateRefuses(t *testing.T) {
 	_, err = db.Average("average", "acc")
 	wantError(t, err, ErrNotFinite)
 	set(t, db, "x", []float32{0, math.MaxFloat32})
-	wantError(t, db.Mean("average", []string{"x", "x"}), ErrNotFinite)
+	wantError(t, db.Mean("average", []string{"x", "x"}, nil), ErrNotFinite)
 	if get(t, db, "average")[0] != 1 || db.Stats().LastVersion != version+1 {
 		t.Error("a refused average changed something")
 	}
 	set(t, db, "y", []float32{1})
-	wantError(t, db.Mean("average", []string{"x", "y"}), ErrWrongType)
-	wantError(t, db.Mean("average", nil), ErrOutOfRange)
-	wantError(t, db.Mean("average", []string{"none"}), ErrNoKey)
+	wantError(t, db.Mean("average", []string{"x", "y"}, nil), ErrWrongType)
+	wantError(t, db.Mean("average", nil, nil), ErrOutOfRange)
+	wantError(t, db.Mean("average", []string{"none"}, nil), ErrNoKey)
 }
 
 // TestAccumulateConcurrently pushes every gradient from several goroutines at
@@ -382,7 +382,7 @@ func TestAccumulateConcurrently(t *testing.T) {
 		keys = append(keys, string(rune('a'+i)))
 		set(t, db, keys[i], gradients[i])
 	}
-	db.Mean("mean", keys)
+	db.Mean("mean", keys, nil)
 	want, _ := db.Hash("mean")
 	for range 20 {
 		db.Accumulator("acc", n, minibatches, minibatches)

@@ -151,6 +151,16 @@ func TestCommands(t *testing.T) {
 	if a, b := do(t, c, "TENSOR.HASH", testPrefix+"mean").Bytes, do(t, c, "TENSOR.HASH", testPrefix+"two").Bytes; len(a) != 64 || len(b) != 64 {
 		t.Fatalf("hashes %q, %q", a, b)
 	}
+	do(t, c, "TENSOR.SET", testPrefix+"half", "float16", 1, 3, []byte{0, 0x3c, 0, 0x40, 0, 0xc0}) // 1, 2, -2
+	do(t, c, "TENSOR.SET", testPrefix+"one", "float16", 1, 3, []byte{0, 0x3c, 0, 0x3c, 0, 0x3c})
+	do(t, c, "TENSOR.WMEAN", testPrefix+"half", 3, testPrefix+"half", 1, testPrefix+"one")
+	if r := do(t, c, "TENSOR.GET", testPrefix+"half"); string(r.Elems[0].Bytes) != "float32" || !slices.Equal(tensor.Floats(r.Elems[3].Bytes), []float32{1, 1.75, -1.25}) {
+		t.Fatalf("TENSOR.WMEAN: %s %v", r.Elems[0].Bytes, tensor.Floats(r.Elems[3].Bytes))
+	}
+	wantCode(t, c, "ERR", "TENSOR.WMEAN", testPrefix+"half", 3, testPrefix+"half", 1)
+	wantCode(t, c, "OUTOFRANGE", "TENSOR.WMEAN", testPrefix+"half", 0, testPrefix+"half")
+	wantCode(t, c, "WRONGTYPE", "TENSOR.WMEAN", testPrefix+"half", 1, testPrefix+"half", 1, testPrefix+"one")
+	do(t, c, "DEL", testPrefix+"half", testPrefix+"one")
 	update := []any{"TENSOR.UPDATE", p, testPrefix + "state", testPrefix + "mean", "STEP", 1, "SGD", 0.5, 0, 0}
 	if r := do(t, c, update...); r.Int != 1 {
 		t.Fatalf("first update: %d", r.Int)

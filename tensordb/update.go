@@ -9,14 +9,23 @@ import (
 	"github.com/spirt-ml/spirt/tensor"
 )
 
-// Mean stores the mean of float32 tensors of one shape under dst. They are
-// added in the order of keys, then divided by their number.
-func (db *DB) Mean(dst string, keys []string) error {
+// maxWeight bounds a weight of a mean: float32 holds all whole numbers below.
+const maxWeight = 1 << 24
+
+// Mean stores the mean of tensors of one shape, all float32 or all float16,
+// under dst as float32. They are added in the order of keys, each times its
+// weight, and divided by the sum of the weights; without weights, or where all
+// are equal, they are added as they are and divided by their number.
+func (db *DB) Mean(dst string, keys []string, weights []uint32) error {
 	if err := checkKey(dst); err != nil {
 		return err
 	}
 	if len(keys) == 0 {
 		return fmt.Errorf("%w: the mean of no tensors", ErrOutOfRange)
+	}
+	w, err := checkWeights(keys, weights)
+	if err != nil {
+		return err
 	}
 	refs, err := db.getAll(keys...)
 	if err != nil {
@@ -24,24 +33,92 @@ func (db *DB) Mean(dst string, keys []string) error {
 	}
 	defer releaseAll(refs)
 	first := refs[0].Tensor()
-	sources := make([][]float32, len(refs))
+	var floats [][]float32
+	var halves [][]uint16
 	for i, r := range refs {
 		t := r.Tensor()
-		if t.DType != tensor.Float32 || !slices.Equal(t.Shape, first.Shape) {
+		if t.DType != first.DType || !slices.Equal(t.Shape, first.Shape) {
 			return fmt.Errorf("averaging: %w: %q is %v %v, %q is %v %v", ErrWrongType, keys[i], t.DType, t.Shape, keys[0], first.DType, first.Shape)
 		}
-		sources[i] = tensor.Floats(t.Data)
+		switch t.DType {
+		case tensor.Float32:
+			floats = append(floats, tensor.Floats(t.Data))
+		case tensor.Float16:
+			halves = append(halves, tensor.Halves(t.Data))
+		default:
+			return fmt.Errorf("averaging: %w: %q is %v, not float32 or float16", ErrWrongType, keys[i], t.DType)
+		}
 	}
-	b, err := db.mem.alloc(len(first.Data))
+	b, err := db.mem.alloc(4 * first.Len())
 	if err != nil {
 		return fmt.Errorf("averaging into %q: %w", dst, err)
 	}
-	kernel.Mean(b.floats(), sources)
+	switch {
+	case halves != nil:
+		kernel.HalfMean(b.floats(), halves, w)
+	case w != nil:
+		kernel.WeightedMean(b.floats(), floats, w)
+	default:
+		kernel.Mean(b.floats(), floats)
+	}
 	if i := kernel.FirstNonFinite(b.floats()); i >= 0 {
 		b.release()
 		return fmt.Errorf("averaging into %q: %w: the mean of %q has no finite value at index %d", dst, ErrNotFinite, keys, i)
 	}
 	_, err = db.put(dst, &version{blob: b, dtype: tensor.Float32, shape: first.Shape})
+	return err
+}
+
+// checkWeights returns the weights as floats, nil where there are none.
+func checkWeights(keys []string, weights []uint32) ([]float32, error) {
+	if weights == nil {
+		return nil, nil
+	}
+	if len(weights) != len(keys) {
+		return nil, fmt.Errorf("%w: the mean of %d tensors with %d weights", ErrOutOfRange, len(keys), len(weights))
+	}
+	floats := make([]float32, len(weights))
+	for i, w := range weights {
+		if w < 1 || w > maxWeight {
+			return nil, fmt.Errorf("%w: the weight %d of %q, 1 to %d are allowed", ErrOutOfRange, w, keys[i], maxWeight)
+		}
+		floats[i] = float32(w)
+	}
+	return floats, nil
+}
+
+// maxHalf is the largest half; what is nearer to it than to the next step
+// becomes it.
+const maxHalf = 65504
+
+// Half stores the float32 tensor src under dst as float16, each number rounded
+// to the nearest, ties to even. One beyond 65504 is ErrOutOfRange, and then
+// nothing is stored.
+func (db *DB) Half(dst, src string) error {
+	if err := checkKey(dst); err != nil {
+		return err
+	}
+	ref, err := db.Get(src)
+	if err != nil {
+		return err
+	}
+	defer ref.Release()
+	t := ref.Tensor()
+	if t.DType != tensor.Float32 {
+		return fmt.Errorf("%w: %q is %v, not float32", ErrWrongType, src, t.DType)
+	}
+	floats := tensor.Floats(t.Data)
+	b, err := db.mem.alloc(2 * len(floats))
+	if err != nil {
+		return fmt.Errorf("storing %q as float16: %w", src, err)
+	}
+	halves := tensor.Halves(b.data)
+	kernel.EncodeHalf(halves, floats)
+	if i := tensor.NonFiniteHalf(halves); i >= 0 {
+		b.release()
+		return fmt.Errorf("%w: %q has %v at index %d, float16 ends at %d", ErrOutOfRange, src, floats[i], i, maxHalf)
+	}
+	_, err = db.put(dst, &version{blob: b, dtype: tensor.Float16, shape: t.Shape})
 	return err
 }
 

@@ -86,6 +86,65 @@ func Mean(dst []float32, sources [][]float32) {
 	}
 }
 
+// WeightedMean sets dst to (weights[0]*sources[0] + weights[1]*sources[1] + ...)
+// / (weights[0] + weights[1] + ...), added in this order, every product rounded
+// by itself. Where all weights are equal it is Mean, bit for bit. dst must not
+// overlap a source other than the first; there must be one source at least.
+func WeightedMean(dst []float32, sources [][]float32, weights []float32) {
+	if len(weights) != len(sources) {
+		panic(badLength)
+	}
+	if alike(weights) {
+		Mean(dst, sources)
+		return
+	}
+	for _, s := range sources {
+		if len(s) != len(dst) {
+			panic(badLength)
+		}
+	}
+	total := sum(weights)
+	for lo := 0; lo < len(dst); lo += tile {
+		hi := min(lo+tile, len(dst))
+		d := dst[lo:hi]
+		copy(d, sources[0][lo:hi])
+		Scale(d, weights[0])
+		rest, w := sources[1:], weights[1:]
+		for ; len(rest) >= 8; rest, w = rest[8:], w[8:] {
+			s := [8][]float32{
+				rest[0][lo:hi], rest[1][lo:hi], rest[2][lo:hi], rest[3][lo:hi],
+				rest[4][lo:hi], rest[5][lo:hi], rest[6][lo:hi], rest[7][lo:hi],
+			}
+			n := addScaled8Asm(d, &s, (*[8]float32)(w))
+			for i, x := range s {
+				addScaledGo(d[n:], w[i], x[n:])
+			}
+		}
+		for i, x := range rest {
+			AddScaled(d, w[i], x[lo:hi])
+		}
+		Div(d, d, total)
+	}
+}
+
+// alike reports whether all weights are equal.
+func alike(weights []float32) bool {
+	for _, w := range weights {
+		if w != weights[0] {
+			return false
+		}
+	}
+	return true
+}
+
+func sum(x []float32) float32 {
+	var total float32
+	for _, v := range x {
+		total += v
+	}
+	return total
+}
+
 // SGD sets dst to p - lr*(g + wd*p); dst may be p.
 func SGD(dst, p, g []float32, lr, wd float32) {
 	if len(p) != len(dst) || len(g) != len(dst) {

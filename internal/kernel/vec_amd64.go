@@ -38,6 +38,18 @@ func add8Asm(dst []float32, s *[8][]float32) int {
 	return n
 }
 
+func addScaled8Asm(dst []float32, s *[8][]float32, weights *[8]float32) int {
+	n := whole(len(dst))
+	if n > 0 {
+		var p [8]*float32
+		for i := range p {
+			p[i] = first(s[i])
+		}
+		addScaled8AVX2(first(dst), &p, weights, n)
+	}
+	return n
+}
+
 func addScaledAsm(dst []float32, alpha float32, x []float32) int {
 	n := whole(len(dst))
 	if n > 0 {
@@ -92,4 +104,22 @@ func finitePrefixAsm(x []float32) int {
 		return 0
 	}
 	return finitePrefixAVX2(first(x), n)
+}
+
+func encodeHalfAsm(dst []uint16, x []float32) int {
+	n := whole(len(dst))
+	if !f16c || n == 0 {
+		return 0
+	}
+	encodeHalfF16C(unsafe.SliceData(dst), first(x), n)
+	return n
+}
+
+func decodeHalfAsm(dst []float32, x []uint16) int {
+	n := whole(len(dst))
+	if !f16c || n == 0 {
+		return 0
+	}
+	decodeHalfF16C(first(dst), unsafe.SliceData(x), n)
+	return n
 }

@@ -151,6 +151,103 @@ stop:
 	VZEROUPPER
 	RET
 
+// func addScaled8AVX2(dst *float32, sources *[8]*float32, weights *[8]float32, n int)
+// Requires: AVX
+TEXT ·addScaled8AVX2(SB), NOSPLIT, $0-32
+	MOVQ         dst+0(FP), AX
+	MOVQ         sources+8(FP), CX
+	MOVQ         (CX), DX
+	MOVQ         8(CX), BX
+	MOVQ         16(CX), SI
+	MOVQ         24(CX), DI
+	MOVQ         32(CX), R8
+	MOVQ         40(CX), R9
+	MOVQ         48(CX), R10
+	MOVQ         56(CX), CX
+	MOVQ         weights+16(FP), R11
+	VBROADCASTSS (R11), Y0
+	VBROADCASTSS 4(R11), Y1
+	VBROADCASTSS 8(R11), Y2
+	VBROADCASTSS 12(R11), Y3
+	VBROADCASTSS 16(R11), Y4
+	VBROADCASTSS 20(R11), Y5
+	VBROADCASTSS 24(R11), Y6
+	VBROADCASTSS 28(R11), Y7
+	MOVQ         n+24(FP), R11
+	XORQ         R12, R12
+
+many:
+	LEAQ    16(R12), R13
+	CMPQ    R13, R11
+	JG      one
+	VMOVUPS (AX)(R12*4), Y8
+	VMULPS  (DX)(R12*4), Y0, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  (BX)(R12*4), Y1, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  (SI)(R12*4), Y2, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  (DI)(R12*4), Y3, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  (R8)(R12*4), Y4, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  (R9)(R12*4), Y5, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  (R10)(R12*4), Y6, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  (CX)(R12*4), Y7, Y9
+	VADDPS  Y9, Y8, Y8
+	VMOVUPS Y8, (AX)(R12*4)
+	VMOVUPS 32(AX)(R12*4), Y8
+	VMULPS  32(DX)(R12*4), Y0, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  32(BX)(R12*4), Y1, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  32(SI)(R12*4), Y2, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  32(DI)(R12*4), Y3, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  32(R8)(R12*4), Y4, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  32(R9)(R12*4), Y5, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  32(R10)(R12*4), Y6, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  32(CX)(R12*4), Y7, Y9
+	VADDPS  Y9, Y8, Y8
+	VMOVUPS Y8, 32(AX)(R12*4)
+	MOVQ    R13, R12
+	JMP     many
+
+one:
+	LEAQ    8(R12), R13
+	CMPQ    R13, R11
+	JG      stop
+	VMOVUPS (AX)(R12*4), Y8
+	VMULPS  (DX)(R12*4), Y0, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  (BX)(R12*4), Y1, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  (SI)(R12*4), Y2, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  (DI)(R12*4), Y3, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  (R8)(R12*4), Y4, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  (R9)(R12*4), Y5, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  (R10)(R12*4), Y6, Y9
+	VADDPS  Y9, Y8, Y8
+	VMULPS  (CX)(R12*4), Y7, Y9
+	VADDPS  Y9, Y8, Y8
+	VMOVUPS Y8, (AX)(R12*4)
+	MOVQ    R13, R12
+	JMP     one
+
+stop:
+	VZEROUPPER
+	RET
+
 // func scaleAVX2(dst *float32, alpha float32, n int)
 // Requires: AVX
 TEXT ·scaleAVX2(SB), NOSPLIT, $0-24
@@ -399,6 +496,78 @@ stop:
 	VZEROUPPER
 	RET
 
+// func encodeHalfF16C(dst *uint16, x *float32, n int)
+// Requires: AVX, F16C
+TEXT ·encodeHalfF16C(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ n+16(FP), DX
+	XORQ BX, BX
+
+many:
+	LEAQ      32(BX), SI
+	CMPQ      SI, DX
+	JG        one
+	VMOVUPS   (CX)(BX*4), Y0
+	VCVTPS2PH $0x00, Y0, (AX)(BX*2)
+	VMOVUPS   32(CX)(BX*4), Y0
+	VCVTPS2PH $0x00, Y0, 16(AX)(BX*2)
+	VMOVUPS   64(CX)(BX*4), Y0
+	VCVTPS2PH $0x00, Y0, 32(AX)(BX*2)
+	VMOVUPS   96(CX)(BX*4), Y0
+	VCVTPS2PH $0x00, Y0, 48(AX)(BX*2)
+	MOVQ      SI, BX
+	JMP       many
+
+one:
+	LEAQ      8(BX), SI
+	CMPQ      SI, DX
+	JG        stop
+	VMOVUPS   (CX)(BX*4), Y0
+	VCVTPS2PH $0x00, Y0, (AX)(BX*2)
+	MOVQ      SI, BX
+	JMP       one
+
+stop:
+	VZEROUPPER
+	RET
+
+// func decodeHalfF16C(dst *float32, x *uint16, n int)
+// Requires: AVX, F16C
+TEXT ·decodeHalfF16C(SB), NOSPLIT, $0-24
+	MOVQ dst+0(FP), AX
+	MOVQ x+8(FP), CX
+	MOVQ n+16(FP), DX
+	XORQ BX, BX
+
+many:
+	LEAQ      32(BX), SI
+	CMPQ      SI, DX
+	JG        one
+	VCVTPH2PS (CX)(BX*2), Y0
+	VMOVUPS   Y0, (AX)(BX*4)
+	VCVTPH2PS 16(CX)(BX*2), Y0
+	VMOVUPS   Y0, 32(AX)(BX*4)
+	VCVTPH2PS 32(CX)(BX*2), Y0
+	VMOVUPS   Y0, 64(AX)(BX*4)
+	VCVTPH2PS 48(CX)(BX*2), Y0
+	VMOVUPS   Y0, 96(AX)(BX*4)
+	MOVQ      SI, BX
+	JMP       many
+
+one:
+	LEAQ      8(BX), SI
+	CMPQ      SI, DX
+	JG        stop
+	VCVTPH2PS (CX)(BX*2), Y0
+	VMOVUPS   Y0, (AX)(BX*4)
+	MOVQ      SI, BX
+	JMP       one
+
+stop:
+	VZEROUPPER
+	RET
+
 // func finitePrefixAVX2(x *float32, n int) int
 // Requires: AVX, AVX2
 TEXT ·finitePrefixAVX2(SB), NOSPLIT, $0-24
@@ -432,4 +601,13 @@ block:
 stop:
 	MOVQ DX, ret+16(FP)
 	VZEROUPPER
+	RET
+
+// func cpuid1() uint32
+// Requires: CPUID
+TEXT ·cpuid1(SB), NOSPLIT, $0-4
+	MOVL $0x00000001, AX
+	XORL CX, CX
+	CPUID
+	MOVL CX, ret+0(FP)
 	RET

@@ -19,6 +19,11 @@ func add8AVX2(dst *float32, sources *[8]*float32, n int)
 //go:noescape
 func addScaledAVX2(dst *float32, alpha float32, x *float32, n int)
 
+// addScaled8AVX2 adds eight sources, each times its weight, to dst in order.
+//
+//go:noescape
+func addScaled8AVX2(dst *float32, sources *[8]*float32, weights *[8]float32, n int)
+
 // scaleAVX2 sets dst to dst*alpha.
 //
 //go:noescape
@@ -44,7 +49,20 @@ func momentumAVX2(dstP *float32, dstB *float32, p *float32, b *float32, grad *fl
 //go:noescape
 func adamAVX2(dstP *float32, dstM *float32, dstV *float32, p *float32, m *float32, v *float32, grad *float32, c *[8]float32, n int)
 
+// encodeHalfF16C sets dst to x in half precision, rounded to nearest even.
+//
+//go:noescape
+func encodeHalfF16C(dst *uint16, x *float32, n int)
+
+// decodeHalfF16C sets dst to the halves x.
+//
+//go:noescape
+func decodeHalfF16C(dst *float32, x *uint16, n int)
+
 // finitePrefixAVX2 returns how many floats, in whole blocks of 32, precede the first block that is not finite.
 //
 //go:noescape
 func finitePrefixAVX2(x *float32, n int) int
+
+// cpuid1 returns ECX of CPUID leaf 1.
+func cpuid1() uint32

@@ -136,6 +136,31 @@ func TestVecSameBitsMean(t *testing.T) {
 		got := vector(rng, n)
 		Mean(got, sources)
 		same(t, "Mean", got, want)
+
+		weights := make([]float32, k)
+		for i := range weights {
+			weights[i] = 7
+		}
+		WeightedMean(got, sources, weights)
+		same(t, "WeightedMean of equal weights", got, want)
+
+		var total float32
+		for i := range weights {
+			weights[i] = float32(1 + rng.IntN(1000))
+			total += weights[i]
+		}
+		if alike(weights) {
+			continue
+		}
+		clear(want)
+		copy(want, sources[0])
+		scaleGo(want, weights[0])
+		for i, s := range sources[1:] {
+			addScaledGo(want, weights[1+i], s)
+		}
+		divGo(want, want, total)
+		WeightedMean(got, sources, weights)
+		same(t, "WeightedMean", got, want)
 	}
 }
 
@@ -187,9 +212,12 @@ func TestVecMetamorphic(t *testing.T) {
 
 func TestVecPanicsOnMismatch(t *testing.T) {
 	for name, f := range map[string]func(){
-		"Add":  func() { Add(make([]float32, 3), make([]float32, 4)) },
-		"Mean": func() { Mean(make([]float32, 3), nil) },
-		"Adam": func() { Adam(nil, nil, nil, nil, nil, nil, make([]float32, 1), AdamCoefficients{}) },
+		"Add":          func() { Add(make([]float32, 3), make([]float32, 4)) },
+		"Mean":         func() { Mean(make([]float32, 3), nil) },
+		"WeightedMean": func() { WeightedMean(make([]float32, 3), [][]float32{make([]float32, 3)}, nil) },
+		"HalfMean":     func() { HalfMean(make([]float32, 3), [][]uint16{make([]uint16, 4)}, nil) },
+		"EncodeHalf":   func() { EncodeHalf(make([]uint16, 3), make([]float32, 4)) },
+		"Adam":         func() { Adam(nil, nil, nil, nil, nil, nil, make([]float32, 1), AdamCoefficients{}) },
 	} {
 		func() {
 			defer func() {
@@ -225,6 +253,18 @@ func BenchmarkMean24(b *testing.B) {
 	b.SetBytes(int64(24 * 4 * len(v[0])))
 	for b.Loop() {
 		Mean(v[24], v[:24])
+	}
+}
+
+func BenchmarkWeightedMean24(b *testing.B) {
+	v := benchVectors(25, benchLen(b))
+	weights := make([]float32, 24)
+	for i := range weights {
+		weights[i] = float32(1 + i)
+	}
+	b.SetBytes(int64(24 * 4 * len(v[0])))
+	for b.Loop() {
+		WeightedMean(v[24], v[:24], weights)
 	}
 }
 

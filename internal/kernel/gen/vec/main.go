@@ -61,6 +61,32 @@ func main() {
 	})
 	done()
 
+	TEXT("addScaled8AVX2", NOSPLIT, "func(dst *float32, sources *[8]*float32, weights *[8]float32, n int)")
+	Pragma("noescape")
+	Doc("addScaled8AVX2 adds eight sources, each times its weight, to dst in order.")
+	dst, list = pointer("dst"), pointer("sources")
+	for i := range sources {
+		sources[i] = GP64()
+		MOVQ(Mem{Base: list, Disp: 8 * i}, sources[i])
+	}
+	values := pointer("weights")
+	var weights [8]reg.VecVirtual
+	for i := range weights {
+		weights[i] = YMM()
+		VBROADCASTSS(Mem{Base: values, Disp: 4 * i}, weights[i])
+	}
+	over(2, func(at func(reg.Register) Mem) {
+		y := YMM()
+		VMOVUPS(at(dst), y)
+		for i, s := range sources {
+			product := YMM()
+			VMULPS(at(s), weights[i], product)
+			VADDPS(product, y, y)
+		}
+		VMOVUPS(y, at(dst))
+	})
+	done()
+
 	TEXT("scaleAVX2", NOSPLIT, "func(dst *float32, alpha float32, n int)")
 	Pragma("noescape")
 	Doc("scaleAVX2 sets dst to dst*alpha.")
@@ -157,9 +183,50 @@ func main() {
 	})
 	done()
 
+	TEXT("encodeHalfF16C", NOSPLIT, "func(dst *uint16, x *float32, n int)")
+	Pragma("noescape")
+	Doc("encodeHalfF16C sets dst to x in half precision, rounded to nearest even.")
+	halves, x := pointer("dst"), pointer("x")
+	over(4, func(at func(reg.Register) Mem) {
+		y := YMM()
+		VMOVUPS(at(x), y)
+		VCVTPS2PH(U8(0), y, narrow(at(halves)))
+	})
+	done()
+
+	TEXT("decodeHalfF16C", NOSPLIT, "func(dst *float32, x *uint16, n int)")
+	Pragma("noescape")
+	Doc("decodeHalfF16C sets dst to the halves x.")
+	dst, halves = pointer("dst"), pointer("x")
+	over(4, func(at func(reg.Register) Mem) {
+		y := YMM()
+		VCVTPH2PS(narrow(at(halves)), y)
+		VMOVUPS(y, at(dst))
+	})
+	done()
+
 	finitePrefix()
+	features()
 
 	Generate()
+}
+
+// narrow is the address of the halves at the place of the floats at m.
+func narrow(m Mem) Mem {
+	m.Scale, m.Disp = m.Scale/2, m.Disp/2
+	return m
+}
+
+// features writes what tells whether the CPU converts halves, which package
+// cpu does not.
+func features() {
+	TEXT("cpuid1", NOSPLIT, "func() uint32")
+	Doc("cpuid1 returns ECX of CPUID leaf 1.")
+	MOVL(U32(1), reg.EAX)
+	XORL(reg.ECX, reg.ECX)
+	CPUID()
+	Store(reg.ECX, ReturnIndex(0))
+	RET()
 }
 
 // finitePrefix writes a search that stops before the first block of 32 floats
