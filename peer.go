@@ -284,8 +284,12 @@ func (p *peer) emit(e Event) {
 // looks there for those of the others.
 func (p *peer) openHost() error {
 	var err error
+	members := make([]p2p.Member, len(p.ids.members))
+	for i, key := range p.ids.members {
+		members[i] = p2p.Member{Index: i, Key: key}
+	}
 	p.host, err = p2p.New(p2p.Config{
-		Key: p.ids.key, Listen: []string{p.cfg.Listen}, Members: p.ids.members, Job: p.ids.job,
+		Key: p.ids.key, Listen: []string{p.cfg.Listen}, Members: members, Job: p.ids.job,
 		Check: p.check, Bodies: p.store, Logger: p.log,
 	})
 	if err != nil {

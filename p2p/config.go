@@ -1,7 +1,6 @@
 package p2p
 
 import (
-	"bytes"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
@@ -12,8 +11,9 @@ import (
 )
 
 const (
-	// MaxMembers bounds a roster.
+	// MaxMembers bounds a roster, MaxIndex the index of a member.
 	MaxMembers = 1024
+	MaxIndex   = 1<<16 - 1
 
 	defaultHeartbeat = 250 * time.Millisecond
 	// missedHeartbeats in a row make a connected member count as gone.
@@ -27,16 +27,16 @@ type Config struct {
 	// Listen holds multiaddresses or host:port; port 0 takes a free one. Empty:
 	// the peer dials and is not dialled.
 	Listen []string
-	// Members are the identities of the roster, at most MaxMembers, in the
-	// order that member indices count in.
-	Members []ed25519.PublicKey
+	// Members are the roster, at most MaxMembers. [Host.SetMembers] changes it.
+	Members []Member
 	// Job binds connections to one job: members of different jobs do not talk,
 	// also where their keys are the same.
 	Job [32]byte
 	// Check decodes and verifies one signed message. It must say the same for
 	// the same bytes on every peer, since a member that passes on what Check
-	// rejects is disconnected. It is called by several goroutines at once and
-	// must not keep data.
+	// rejects is disconnected; except that an error which wraps ErrNotYet
+	// blames nobody. It is called by several goroutines at once and must not
+	// keep data.
 	Check func(data []byte) (Meta, error)
 	// Bodies is what this peer serves to others. Nil serves nothing.
 	Bodies Bodies
@@ -50,12 +50,29 @@ type Config struct {
 	Limits Limits
 }
 
+// A Member is one identity of a roster.
+type Member struct {
+	// Index names the member in events and calls, 0 to MaxIndex. Indices may
+	// have holes: one that was a member's is never given to another.
+	Index int
+	Key   ed25519.PublicKey
+}
+
 // Meta is what Check finds in a signed message.
 type Meta struct {
 	ID   [32]byte // names the message; equal for equal messages only
 	From int      // the member that signed it
 	Slot uint64   // Forget drops messages by it
+	// Sticky messages are kept apart from the others: of each signer the 32
+	// with the highest slots, 256 KiB at most (or one message). Forget leaves
+	// them alone, they outlast their signer's membership, and who connects is
+	// offered them first.
+	Sticky bool
 }
+
+// ErrNotYet says of a message that it cannot be judged yet, since the roster
+// that it was signed under is not known here. It is judged again later.
+var ErrNotYet = errors.New("the message cannot be judged yet")
 
 // Bodies finds bodies by hash.
 type Bodies interface {
@@ -117,6 +134,10 @@ func orDefault[T int | int64 | time.Duration](v *T, d T) {
 	}
 }
 
+// capacity is the number of members that connections and memory are provided
+// for: the roster may grow.
+func (l Limits) capacity(members int) int { return max(members, 24) }
+
 // withDefaults returns the limits in force for a roster of n members.
 func (l Limits) withDefaults(n int) (Limits, error) {
 	for _, f := range []struct {
@@ -154,46 +175,22 @@ func (l Limits) withDefaults(n int) (Limits, error) {
 	return l, nil
 }
 
-// validate returns c with its defaults filled in and this peer's index.
-func (c Config) validate() (Config, int, error) {
+// validate returns c with its defaults filled in.
+func (c Config) validate() (Config, error) {
 	if len(c.Key) != ed25519.PrivateKeySize {
-		return c, 0, fmt.Errorf("an Ed25519 private key has %d bytes, not %d", ed25519.PrivateKeySize, len(c.Key))
+		return c, fmt.Errorf("an Ed25519 private key has %d bytes, not %d", ed25519.PrivateKeySize, len(c.Key))
 	}
 	if c.Check == nil {
-		return c, 0, errors.New("no Check: messages cannot be verified")
-	}
-	if len(c.Members) > MaxMembers {
-		return c, 0, fmt.Errorf("a roster of %d members: at most %d", len(c.Members), MaxMembers)
+		return c, errors.New("no Check: messages cannot be verified")
 	}
 	if c.Heartbeat < 0 || c.Heartbeat > time.Minute {
-		return c, 0, fmt.Errorf("heartbeat of %v: want at most one minute, or zero for %v", c.Heartbeat, defaultHeartbeat)
+		return c, fmt.Errorf("heartbeat of %v: want at most one minute, or zero for %v", c.Heartbeat, defaultHeartbeat)
 	}
 	orDefault(&c.Heartbeat, defaultHeartbeat)
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}
-	self, seen := -1, make(map[string]int, len(c.Members))
-	own := c.Key.Public().(ed25519.PublicKey)
-	for i, m := range c.Members {
-		if len(m) != ed25519.PublicKeySize {
-			return c, 0, fmt.Errorf("member %d: an Ed25519 public key has %d bytes, not %d", i, ed25519.PublicKeySize, len(m))
-		}
-		if j, ok := seen[string(m)]; ok {
-			return c, 0, fmt.Errorf("members %d and %d have one key", j, i)
-		}
-		seen[string(m)] = i
-		if bytes.Equal(m, own) {
-			self = i
-		}
-	}
-	if self < 0 {
-		id, err := ID(own)
-		if err != nil {
-			return c, 0, err
-		}
-		return c, 0, fmt.Errorf("this peer, %s, is not among the %d members: add it to the roster or use a member's key", id, len(c.Members))
-	}
 	var err error
-	c.Limits, err = c.Limits.withDefaults(len(c.Members))
-	return c, self, err
+	c.Limits, err = c.Limits.withDefaults(c.Limits.capacity(len(c.Members)))
+	return c, err
 }

@@ -28,14 +28,14 @@ func (h *Host) dial(ctx context.Context, m *member) {
 		if m.fresh {
 			backoff, m.fresh = 0, false
 		}
-		addrs, refused := m.addrs, time.Until(m.refused)
-		idle := len(addrs) == 0 || h.hasSessionLocked(m) || h.closed
+		addrs, refused, expelled := m.addrs, time.Until(m.refused), m.expelled
+		idle := len(addrs) == 0 || expelled || h.hasSessionLocked(m) || h.closed
 		h.mu.Unlock()
 
 		wait := time.Duration(-1) // until poked
 		if !idle {
 			wait = backoff/2 + rand.N(backoff/2+1)
-			if backoff == 0 && h.self > m.index {
+			if backoff == 0 && h.self.index > m.index {
 				// Both sides often learn of each other at once. One goes first,
 				// which saves the handshake of a second connection.
 				wait = 2*dialMin + rand.N(2*dialMin)

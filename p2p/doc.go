@@ -12,10 +12,11 @@
 //   - Only members of the roster, proven by their Ed25519 key in a Noise
 //     handshake, get past the handshake, in both directions. Who does not is
 //     reported by [Refused].
+//     The roster may change at any time, by [Host.SetMembers].
 //   - A message reaches every member that is connected to its sender or to a
 //     chain of members that are, once each, in no particular order, and only
 //     after [Config.Check] accepted it. A member that was away gets what is
-//     still kept when it connects.
+//     still kept when it connects, sticky messages first.
 //   - A body handed out by Fetch has the hash that was asked for.
 //   - A lost connection is reported at once, a silent one after eight
 //     heartbeat intervals; members whose addresses are known are dialled again

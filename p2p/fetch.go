@@ -63,12 +63,13 @@ func (h *Host) FetchInto(ctx context.Context, dst []byte, hash treehash.Hash, fr
 	seen := make(map[int]bool, len(from))
 	f := &fetch{h: h, hash: hash, size: size, chunks: treehash.NumChunks(size), done: make(chan outcome, len(from))}
 	for _, i := range from {
-		if i < 0 || i >= len(h.members) || i == h.self {
-			return fmt.Errorf("p2p: fetching %s from member %d: want another of the %d members", hash.Short(), i, len(h.members))
+		m, err := h.other(i)
+		if err != nil {
+			return fmt.Errorf("p2p: fetching %s: %w", hash.Short(), err)
 		}
 		if !seen[i] {
 			seen[i] = true
-			f.sources = append(f.sources, &source{member: h.members[i]})
+			f.sources = append(f.sources, &source{member: m})
 		}
 	}
 	if _, ok := ctx.Deadline(); !ok {

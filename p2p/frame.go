@@ -19,10 +19,11 @@ const (
 	frameHave      = 4
 	frameWant      = 5
 	frameBye       = 6
+	frameAgain     = 7
 
 	frameHeader = 5 // length uint32, kind uint8
-	helloSize   = 32 + 32 + 8
-	haveEntry   = 32 + 2 + 8
+	helloSize   = 32 + 8
+	haveEntry   = 32 + 2 + 8 + 1
 	wantEntry   = 32
 	maxEntries  = 1024 // in one have or want frame
 )
@@ -41,19 +42,19 @@ func appendFrame(dst []byte, kind byte, payload []byte) []byte {
 }
 
 // frameBound returns the largest payload of a kind of frame.
-func frameBound(kind byte, members, messageSize int) (int, error) {
+func frameBound(kind byte, messageSize int) (int, error) {
 	switch kind {
 	case frameHello:
 		return helloSize, nil
 	case frameMessage:
 		return messageSize, nil
 	case frameHeartbeat:
-		return bitsetSize(members), nil
+		return bitsetSize(MaxIndex), nil
 	case frameHave:
 		return maxEntries * haveEntry, nil
 	case frameWant:
 		return maxEntries * wantEntry, nil
-	case frameBye:
+	case frameBye, frameAgain:
 		return 0, nil
 	}
 	return 0, errKind(kind)
@@ -61,13 +62,13 @@ func frameBound(kind byte, members, messageSize int) (int, error) {
 
 // readFrame reads one frame. The payload is in scratch, which grows as needed
 // and is returned for the next call, except for messages, which get their own.
-func readFrame(r io.Reader, members, messageSize int, scratch []byte) (kind byte, payload, scratchOut []byte, err error) {
+func readFrame(r io.Reader, messageSize int, scratch []byte) (kind byte, payload, scratchOut []byte, err error) {
 	var head [frameHeader]byte
 	if _, err := io.ReadFull(r, head[:]); err != nil {
 		return 0, nil, scratch, err
 	}
 	n, kind := binary.LittleEndian.Uint32(head[:]), head[4]
-	bound, err := frameBound(kind, members, messageSize)
+	bound, err := frameBound(kind, messageSize)
 	if err != nil {
 		return kind, nil, scratch, err
 	}
@@ -93,14 +94,12 @@ func readFrame(r io.Reader, members, messageSize int, scratch []byte) (kind byte
 
 // hello is the first frame in each direction.
 type hello struct {
-	job    [32]byte
-	roster treehash.Hash // Sum of the members' public keys in roster order
-	run    uint64        // drawn at start: tells a restarted peer from a second connection
+	job [32]byte
+	run uint64 // drawn at start: tells a restarted peer from a second connection
 }
 
 func (h hello) append(dst []byte) []byte {
 	dst = append(dst, h.job[:]...)
-	dst = append(dst, h.roster[:]...)
 	return binary.LittleEndian.AppendUint64(dst, h.run)
 }
 
@@ -109,52 +108,51 @@ func decodeHello(b []byte) (h hello, err error) {
 		return h, fmt.Errorf("a hello of %d bytes, not %d", len(b), helloSize)
 	}
 	copy(h.job[:], b)
-	copy(h.roster[:], b[32:])
-	h.run = binary.LittleEndian.Uint64(b[64:])
+	h.run = binary.LittleEndian.Uint64(b[32:])
 	return h, nil
 }
 
-// bitset holds one bit for each member; bit i is in byte i/8.
+// bitset holds one bit for each member index; bit i is in byte i/8, and zero
+// where there is no such byte.
 type bitset []byte
 
-func newBitset(members int) bitset   { return make(bitset, bitsetSize(members)) }
+func newBitset(highest int) bitset   { return make(bitset, bitsetSize(highest)) }
 func (b bitset) set(i int)           { b[i/8] |= 1 << (i % 8) }
-func (b bitset) has(i int) bool      { return b[i/8]&(1<<(i%8)) != 0 }
-func bitsetSize(members int) (n int) { return (members + 7) / 8 }
-
-func decodeHeartbeat(b []byte, members int) (bitset, error) {
-	if len(b) != bitsetSize(members) || members%8 != 0 && b[len(b)-1]>>(members%8) != 0 {
-		return nil, fmt.Errorf("a heartbeat of %d bytes is not a bitmap of %d members", len(b), members)
-	}
-	return bitset(b), nil
-}
+func (b bitset) has(i int) bool      { return i/8 < len(b) && b[i/8]&(1<<(i%8)) != 0 }
+func bitsetSize(highest int) (n int) { return highest/8 + 1 }
 
 // have names one kept message.
 type have struct {
-	id   [32]byte
-	from int
-	slot uint64
+	id     [32]byte
+	from   int
+	slot   uint64
+	sticky bool
 }
 
 func (e have) append(dst []byte) []byte {
 	dst = append(dst, e.id[:]...)
 	dst = binary.LittleEndian.AppendUint16(dst, uint16(e.from))
-	return binary.LittleEndian.AppendUint64(dst, e.slot)
+	dst = binary.LittleEndian.AppendUint64(dst, e.slot)
+	if e.sticky {
+		return append(dst, 1)
+	}
+	return append(dst, 0)
 }
 
 // decodeHave appends the entries of a have frame to dst.
-func decodeHave(dst []have, b []byte, members int) ([]have, error) {
+func decodeHave(dst []have, b []byte) ([]have, error) {
 	if len(b)%haveEntry != 0 || len(b) > maxEntries*haveEntry {
 		return dst, fmt.Errorf("a have-list of %d bytes: want a multiple of %d, at most %d", len(b), haveEntry, maxEntries*haveEntry)
 	}
 	for ; len(b) > 0; b = b[haveEntry:] {
 		e := have{
-			id:   [32]byte(b[:32]),
-			from: int(binary.LittleEndian.Uint16(b[32:])),
-			slot: binary.LittleEndian.Uint64(b[34:]),
+			id:     [32]byte(b[:32]),
+			from:   int(binary.LittleEndian.Uint16(b[32:])),
+			slot:   binary.LittleEndian.Uint64(b[34:]),
+			sticky: b[42] == 1,
 		}
-		if e.from >= members {
-			return dst, fmt.Errorf("a have-list names member %d of %d", e.from, members)
+		if b[42] > 1 {
+			return dst, fmt.Errorf("a have-list with a flag of %d", b[42])
 		}
 		dst = append(dst, e)
 	}

@@ -2,6 +2,7 @@ package p2p
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -20,17 +21,16 @@ import (
 // Host is this peer's end of all connections. Its methods are safe for
 // concurrent use.
 type Host struct {
-	cfg     Config
-	self    int
-	hello   hello
-	members []*member
-	index   map[peer.ID]int // of members, this peer included
-	net     *fabric
-	events  *eventQueue
-	counts  counters
-	bodies  bodyServer
-	start   time.Time
-	links   chan struct{} // holds one token when a member came or went
+	cfg    Config
+	self   *member
+	hello  hello
+	net    *fabric
+	events *eventQueue
+	counts counters
+	bodies bodyServer
+	start  time.Time
+	links  chan struct{} // holds one token when a member came or went
+	later  chan struct{} // holds one token when held messages are to be judged
 
 	stop   chan struct{}      // closed when Close stops all goroutines
 	cancel context.CancelFunc // closes stop, and ends the context that goroutines get
@@ -41,66 +41,40 @@ type Host struct {
 
 	mu       sync.Mutex
 	closed   bool
+	roster   *roster
 	sessions map[network.Conn]*session // of every connection, up or not
 	kept     kept
 	gone     chan struct{} // closed when the last session ends after closed
 }
 
-// member is what the host knows of one member of the roster. Fields below the
-// line are guarded by Host.mu.
-type member struct {
-	index int
-	id    peer.ID
-	name  PeerID
-	wake  chan struct{} // tells the dialler that something changed
-	slots chan struct{} // one for each request of its that is answered
-
-	// ----
-	sessions []*session // those that are up; messages go to the first
-	addrs    []ma.Multiaddr
-	fresh    bool // addrs changed since the dialler looked
-	bad      int  // messages and chunks that failed their check
-	refused  time.Time
-	why      string // it is refused until then
-}
-
-func (m *member) poke() {
-	select {
-	case m.wake <- struct{}{}:
-	default:
-	}
-}
-
-// session returns the one that messages go to, nil if it is not connected.
-func (m *member) session() *session {
-	if len(m.sessions) == 0 {
-		return nil
-	}
-	return m.sessions[0]
-}
-
 // New starts a host: it listens, and dials members once SetAddresses names
 // their addresses.
 func New(cfg Config) (*Host, error) {
-	cfg, self, err := cfg.validate()
+	cfg, err := cfg.validate()
+	if err != nil {
+		return nil, fmt.Errorf("p2p: %w", err)
+	}
+	id, err := libp2pID(cfg.Key.Public().(ed25519.PublicKey))
 	if err != nil {
 		return nil, fmt.Errorf("p2p: %w", err)
 	}
 	h := &Host{
-		cfg: cfg, self: self, start: time.Now(),
-		index:    make(map[peer.ID]int, len(cfg.Members)),
+		cfg: cfg, start: time.Now(), hello: hello{job: cfg.Job},
 		events:   newEventQueue(cfg.Limits.Events),
 		sessions: make(map[network.Conn]*session),
-		gone:     make(chan struct{}), stop: make(chan struct{}), links: make(chan struct{}, 1),
+		gone:     make(chan struct{}), stop: make(chan struct{}), links: make(chan struct{}, 1), later: make(chan struct{}, 1),
 	}
-	ctx, cancel := context.WithCancel(context.Background())
-	h.cancel = sync.OnceFunc(func() { close(h.stop); cancel() })
-	h.kept.init(len(cfg.Members), cfg.Limits.KeptMessages, cfg.Limits.KeptBytes)
-	h.bodies.leaves = make(map[treehash.Hash]*leafList)
-	if err := h.setUpRoster(); err != nil {
+	if h.roster, h.self, err = newRoster(cfg.Members, id, &roster{}, cfg.Limits.Serves); err != nil {
 		return nil, fmt.Errorf("p2p: %w", err)
 	}
-	h.net, err = newFabric(cfg.Key, len(cfg.Members), cfg.Limits, gater{h})
+	var run [8]byte
+	rand.Read(run[:]) // never fails
+	h.hello.run = binary.LittleEndian.Uint64(run[:])
+	ctx, cancel := context.WithCancel(context.Background())
+	h.cancel = sync.OnceFunc(func() { close(h.stop); cancel() })
+	h.kept.init(cfg.Limits.KeptMessages, cfg.Limits.KeptBytes, max(stickyBytes, cfg.Limits.MessageSize))
+	h.bodies.leaves = make(map[treehash.Hash]*leafList)
+	h.net, err = newFabric(cfg.Key, cfg.Limits.capacity(len(cfg.Members)), cfg.Limits, gater{h})
 	if err != nil {
 		return nil, fmt.Errorf("p2p: %w", err)
 	}
@@ -114,34 +88,13 @@ func New(cfg Config) (*Host, error) {
 		}
 	}
 	h.spawn(h.beat)
-	for _, m := range h.members {
-		if m.index != self {
-			h.spawn(func() { h.dial(ctx, m) })
-		}
+	h.spawn(h.judge)
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, m := range h.roster.members {
+		h.dialLocked(m)
 	}
 	return h, nil
-}
-
-func (h *Host) setUpRoster() error {
-	var keys []byte
-	for i, key := range h.cfg.Members {
-		id, err := libp2pID(key)
-		if err != nil {
-			return fmt.Errorf("member %d: %w", i, err)
-		}
-		h.index[id] = i
-		h.members = append(h.members, &member{
-			index: i, id: id, name: PeerID(id.String()),
-			wake: make(chan struct{}, 1), slots: make(chan struct{}, h.cfg.Limits.Serves),
-		})
-		keys = append(keys, key...)
-	}
-	var run [8]byte
-	if _, err := rand.Read(run[:]); err != nil {
-		return err
-	}
-	h.hello = hello{job: h.cfg.Job, roster: treehash.Sum(keys), run: binary.LittleEndian.Uint64(run[:])}
-	return nil
 }
 
 // spawn runs f in a goroutine that Close waits for, and reports whether it did:
@@ -164,7 +117,7 @@ func (h *Host) spawnLocked(f func()) bool {
 func (h *Host) now() time.Duration { return time.Since(h.start) }
 
 // ID returns this peer's own identity.
-func (h *Host) ID() PeerID { return h.members[h.self].name }
+func (h *Host) ID() PeerID { return h.self.name }
 
 // Addrs returns the multiaddresses that this peer listens on, each with its
 // identity at the end.
@@ -190,13 +143,15 @@ func (h *Host) Events() <-chan Event { return h.events.out }
 // address that names another identity is an error, and then nothing changes.
 func (h *Host) SetAddresses(of int, addrs []string) error {
 	const maxAddresses = 16
-	if of < 0 || of >= len(h.members) {
-		return fmt.Errorf("p2p: addresses of member %d of %d", of, len(h.members))
+	h.mu.Lock()
+	m := h.roster.at[of]
+	h.mu.Unlock()
+	if m == nil {
+		return fmt.Errorf("p2p: addresses of member %d: there is none of that index", of)
 	}
 	if len(addrs) > maxAddresses {
 		return fmt.Errorf("p2p: %d addresses of member %d: at most %d", len(addrs), of, maxAddresses)
 	}
-	m := h.members[of]
 	parsed := make([]ma.Multiaddr, 0, len(addrs))
 	for _, s := range addrs {
 		addr, id, err := parseAddress(s)
@@ -218,12 +173,11 @@ func (h *Host) SetAddresses(of int, addrs []string) error {
 // refuseLocked disconnects a member and turns it away for Limits.Penalty.
 func (h *Host) refuseLocked(m *member, why string) {
 	h.counts.banned.Add(1)
-	m.refused, m.why, m.bad = time.Now().Add(h.cfg.Limits.Penalty), why, 0
-	for _, s := range h.sessions {
-		if s.member == m {
-			h.dropLocked(s, why)
-		}
+	m.refused, m.bad = time.Now().Add(h.cfg.Limits.Penalty), 0
+	if !m.expelled {
+		m.why = why
 	}
+	h.dropMemberLocked(m, why)
 }
 
 // blame counts something bad that a member sent, and refuses the member when
@@ -241,20 +195,21 @@ func (h *Host) blame(m *member, what string) {
 type gater struct{ h *Host }
 
 func (g gater) admit(id peer.ID, addr ma.Multiaddr) bool {
-	i, ok := g.h.index[id]
-	why := "it is not on the roster of this job"
-	if ok && i != g.h.self {
-		m := g.h.members[i]
-		g.h.mu.Lock()
-		ok, why = !time.Now().Before(m.refused), m.why
-		g.h.mu.Unlock()
-	} else if ok {
-		ok, why = false, "it has this peer's own identity: start each peer with a key of its own"
+	g.h.mu.Lock()
+	why := ""
+	switch m := g.h.roster.of[id]; {
+	case m == nil:
+		why = "it is not on the roster of this job"
+	case m == g.h.self:
+		why = "it has this peer's own identity: start each peer with a key of its own"
+	case m.expelled || time.Now().Before(m.refused):
+		why = m.why
 	}
-	if !ok {
+	g.h.mu.Unlock()
+	if why != "" {
 		g.h.reportRefused(id, addr, why)
 	}
-	return ok
+	return why == ""
 }
 
 func (h *Host) reportRefused(id peer.ID, addr ma.Multiaddr, why string) {
@@ -276,6 +231,8 @@ type Stats struct {
 	Duplicates                      uint64 // messages that were here before
 	Stale                           uint64 // messages below Forget's slot, or beyond what is kept of a member
 	Bad                             uint64 // messages that failed Check
+	NotYet                          uint64 // messages that could not be judged when they came
+	NotYetLost                      uint64 // and were dropped, to be asked for again
 	BadBodies                       uint64 // false chunks and manifests
 	Malformed                       uint64 // frames and requests that are not of the protocol
 	Oversize                        uint64 // frames over their bound
@@ -288,7 +245,7 @@ type Stats struct {
 }
 
 type counters struct {
-	messageIn, messageOut, bodyIn, bodyOut, messagesIn, messagesOut, delivered, duplicates, stale, bad,
+	messageIn, messageOut, bodyIn, bodyOut, messagesIn, messagesOut, delivered, duplicates, stale, bad, notYet, notYetLost,
 	badBodies, malformed, oversize, slow, silent, refused, banned atomic.Uint64
 }
 
@@ -299,14 +256,14 @@ func (h *Host) Stats() Stats {
 		MessageBytesIn: c.messageIn.Load(), MessageBytesOut: c.messageOut.Load(),
 		BodyBytesIn: c.bodyIn.Load(), BodyBytesOut: c.bodyOut.Load(),
 		MessagesIn: c.messagesIn.Load(), MessagesOut: c.messagesOut.Load(), Delivered: c.delivered.Load(),
-		Duplicates: c.duplicates.Load(), Stale: c.stale.Load(), Bad: c.bad.Load(), BadBodies: c.badBodies.Load(),
+		Duplicates: c.duplicates.Load(), Stale: c.stale.Load(), Bad: c.bad.Load(), NotYet: c.notYet.Load(), NotYetLost: c.notYetLost.Load(), BadBodies: c.badBodies.Load(),
 		Malformed: c.malformed.Load(), Oversize: c.oversize.Load(), Slow: c.slow.Load(), Silent: c.silent.Load(),
 		Refused: c.refused.Load(), Banned: c.banned.Load(),
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s.KeptMessages, s.KeptBytes = h.kept.size()
-	for _, m := range h.members {
+	for _, m := range h.roster.members {
 		if m.session() != nil {
 			s.Connected++
 		}
@@ -349,6 +306,9 @@ func (h *Host) shut() error {
 	h.mu.Lock()
 	for _, s := range h.sessions {
 		h.dropLocked(s, "this peer stops")
+	}
+	for _, m := range h.roster.members {
+		m.leave()
 	}
 	h.mu.Unlock()
 	h.cancel()

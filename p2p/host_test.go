@@ -145,9 +145,12 @@ func TestConfigErrors(t *testing.T) {
 		"no Check":                     func(c *Config) { c.Check = nil },
 		"heartbeat of -1ns":            func(c *Config) { c.Heartbeat = -1 },
 		"heartbeat of 2m0s":            func(c *Config) { c.Heartbeat = 2 * time.Minute },
-		"members 0 and 2 have one key": func(c *Config) { c.Members = append(c.Members, c.Members[0]) },
-		"member 1: an Ed25519":         func(c *Config) { c.Members = []ed25519.PublicKey{c.Members[0], {1}} },
-		"at most 1024":                 func(c *Config) { c.Members = make([]ed25519.PublicKey, 1025) },
+		"members 0 and 2 have one key": func(c *Config) { c.Members = append(c.Members, Member{Index: 2, Key: c.Members[0].Key}) },
+		"member 7: an Ed25519":         func(c *Config) { c.Members = []Member{c.Members[0], {7, []byte{1}}} },
+		"two members of index 1":       func(c *Config) { c.Members[0].Index = 1 },
+		"a member of index -1":         func(c *Config) { c.Members[0].Index = -1 },
+		"a member of index 65536":      func(c *Config) { c.Members[0].Index = 1 << 16 },
+		"at most 1024":                 func(c *Config) { c.Members = make([]Member, 1025) },
 		"is not among the 2 members":   func(c *Config) { c.Key = stranger },
 		"limit Queue is negative":      func(c *Config) { c.Limits.Queue = -1 },
 		"limit MessageSize":            func(c *Config) { c.Limits.MessageSize = 1 << 30 },
@@ -159,7 +162,6 @@ func TestConfigErrors(t *testing.T) {
 		"write host:port or a multiaddress": func(c *Config) { c.Listen = []string{"127.0.0.1:0", "4001"} },
 	} {
 		c := g.config(0)
-		c.Members = append([]ed25519.PublicKey{}, c.Members...)
 		change(&c)
 		if h, err := New(c); err == nil {
 			h.Close()
@@ -218,7 +220,7 @@ func TestForeignIdentityIsRefused(t *testing.T) {
 	if err := q.SetAddresses(1, []string{addr.String()}); err != nil {
 		t.Fatal(err)
 	}
-	want := Refused{Remote: foreign.ID(), Address: addr.String(), Reason: fmt.Sprintf("it answers at an address of member 1, %s", q.members[1].name)}
+	want := Refused{Remote: foreign.ID(), Address: addr.String(), Reason: fmt.Sprintf("it answers at an address of member 1, %s", q.roster.at[1].name)}
 	q.wait("outbound refused", func() bool { return len(q.refused) > 0 && q.refused[0] == want })
 
 	err := q.SetAddresses(1, foreign.Addrs())

@@ -169,8 +169,10 @@ func (n *fabric) close() error {
 // libp2p's names for the moments at which a connection can be refused.
 
 func (g gater) InterceptPeerDial(id peer.ID) bool {
-	i, ok := g.h.index[id]
-	return ok && i != g.h.self
+	g.h.mu.Lock()
+	defer g.h.mu.Unlock()
+	m := g.h.roster.of[id]
+	return m != nil && m != g.h.self
 }
 
 func (g gater) InterceptAddrDial(peer.ID, ma.Multiaddr) bool { return true }

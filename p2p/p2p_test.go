@@ -12,6 +12,8 @@ import (
 	"math/rand/v2"
 	"os"
 	"runtime"
+	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -37,7 +39,7 @@ func seal(key ed25519.PrivateKey, from int, slot uint64, text string) ([]byte, M
 	body := binary.LittleEndian.AppendUint64([]byte{byte(from)}, slot)
 	body = append(body, text...)
 	data := append(ed25519.Sign(key, body), body...)
-	return data, Meta{ID: blake3.Sum256(data), From: from, Slot: slot}
+	return data, Meta{ID: blake3.Sum256(data), From: from, Slot: slot, Sticky: strings.HasPrefix(text, "sticky")}
 }
 
 // unseal is the Check that goes with seal.
@@ -51,7 +53,10 @@ func unseal(members []ed25519.PublicKey) func([]byte) (Meta, error) {
 		if from >= len(members) || !ed25519.Verify(members[from], body, data[:ed25519.SignatureSize]) {
 			return Meta{}, errors.New("the signature does not hold")
 		}
-		return Meta{ID: blake3.Sum256(data), From: from, Slot: binary.LittleEndian.Uint64(body[1:])}, nil
+		return Meta{
+			ID: blake3.Sum256(data), From: from, Slot: binary.LittleEndian.Uint64(body[1:]),
+			Sticky: bytes.HasPrefix(body[9:], []byte("sticky")),
+		}, nil
 	}
 }
 
@@ -132,9 +137,20 @@ func newGroup(t testing.TB, n int) *group {
 	return g
 }
 
+// roster returns the members at the given places of the group, or all.
+func (g *group) roster(places ...int) []Member {
+	var out []Member
+	for i, key := range g.members {
+		if len(places) == 0 || slices.Contains(places, i) {
+			out = append(out, Member{Index: i, Key: key})
+		}
+	}
+	return out
+}
+
 func (g *group) config(i int) Config {
 	return Config{
-		Key: g.keys[i], Listen: []string{"127.0.0.1:0"}, Members: g.members,
+		Key: g.keys[i], Listen: []string{"127.0.0.1:0"}, Members: g.roster(),
 		Job: [32]byte{1}, Check: unseal(g.members), Heartbeat: cmp.Or(g.beat, slowBeat), Limits: g.limits,
 	}
 }
@@ -191,7 +207,7 @@ func (g *group) heartbeatsCame() {
 		all := func() bool {
 			p.Host.mu.Lock()
 			defer p.Host.mu.Unlock()
-			for _, m := range p.members {
+			for _, m := range p.roster.members {
 				s := m.session()
 				for i := range g.peers {
 					if s != nil && (s.peers == nil || !s.peers.has(i)) {

@@ -55,7 +55,7 @@ func (g *group) dialRaw(i int, p *testPeer) *rawPeer {
 }
 
 func (r *rawPeer) dial(p *testPeer) error {
-	id := p.members[p.self].id
+	id := p.self.id
 	addr, _, err := parseAddress(p.Addrs()[0])
 	if err != nil {
 		r.t.Fatal(err)
@@ -102,7 +102,7 @@ func (r *rawPeer) send(b []byte) {
 
 func (r *rawPeer) next() (byte, []byte) {
 	r.t.Helper()
-	kind, payload, _, err := readFrame(r.r, 4, 64<<10, nil)
+	kind, payload, _, err := readFrame(r.r, 64<<10, nil)
 	if err != nil {
 		r.t.Fatal(err)
 	}
@@ -128,7 +128,7 @@ func TestWhatNoPeerSendsEndsTheConnection(t *testing.T) {
 	frame := func(kind byte, n int) []byte { return appendFrame(nil, kind, make([]byte, n)) }
 	huge := binary.LittleEndian.AppendUint32(nil, 1<<31)
 	badHave := make([]byte, haveEntry)
-	badHave[32] = 200
+	badHave[42] = 2
 	for _, c := range []struct {
 		name   string
 		bytes  []byte
@@ -137,13 +137,12 @@ func TestWhatNoPeerSendsEndsTheConnection(t *testing.T) {
 	}{
 		{"oversize message", append(huge, frameMessage), "a frame over its bound: kind 2, 2147483648 bytes, at most 65536", true},
 		{"one byte too much", frame(frameMessage, 64<<10+1), "a frame over its bound: kind 2, 65537 bytes", true},
-		{"oversize heartbeat", frame(frameHeartbeat, 2), "a frame over its bound: kind 3, 2 bytes, at most 1", true},
+		{"oversize heartbeat", frame(frameHeartbeat, 8193), "a frame over its bound: kind 3, 8193 bytes, at most 8192", true},
 		{"unknown kind", frame(99, 0), "a frame of unknown kind 99", false},
 		{"second hello", frame(frameHello, helloSize), "a second hello", false},
-		{"short heartbeat", frame(frameHeartbeat, 0), "is not a bitmap of 2 members", false},
-		{"heartbeat of a third member", appendFrame(nil, frameHeartbeat, []byte{4}), "is not a bitmap of 2 members", false},
-		{"half a have-list", frame(frameHave, haveEntry-1), "a have-list of 41 bytes", false},
-		{"have-list of nobody's", appendFrame(nil, frameHave, badHave), "names member 200 of 2", false},
+		{"half a have-list", frame(frameHave, haveEntry-1), "a have-list of 42 bytes", false},
+		{"have-list of a strange kind", appendFrame(nil, frameHave, badHave), "a have-list with a flag of 2", false},
+		{"oversize again", frame(frameAgain, 1), "a frame over its bound: kind 7, 1 bytes, at most 0", true},
 		{"half a want-list", frame(frameWant, 31), "a want-list of 31 bytes", false},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -176,14 +175,12 @@ func TestWhatNoPeerSendsEndsTheConnection(t *testing.T) {
 func TestNoHelloEndsTheConnection(t *testing.T) {
 	g := newGroup(t, 2)
 	p := g.start(0, func(c *Config) { c.Heartbeat = 20 * time.Millisecond }) // 400 ms for a hello
-	other := hello{job: [32]byte{2}, roster: p.hello.roster}.append(nil)
-	roster := hello{job: p.hello.job, roster: treehash.Hash{1}}.append(nil)
+	other := hello{job: [32]byte{2}}.append(nil)
 	for _, c := range []struct {
 		name, refused string
 		bytes         []byte
 	}{
 		{"other job", "it works on another job", appendFrame(openerHead(messageProtocol), frameHello, other)},
-		{"other roster", "its roster is another one", appendFrame(openerHead(messageProtocol), frameHello, roster)},
 		{"no stream", "", nil},
 		{"silent stream", "", openerHead(messageProtocol)},
 		{"unknown protocol", "", openerHead("/spirt/message/0")},
@@ -327,8 +324,8 @@ func TestAskingIsBounded(t *testing.T) {
 		if kind != frameHave {
 			continue
 		}
-		list, err := decodeHave(nil, payload, 2)
-		if err != nil || len(list) != 1 || list[0] != (have{meta.ID, 0, 5}) {
+		list, err := decodeHave(nil, payload)
+		if err != nil || len(list) != 1 || list[0] != (have{meta.ID, 0, 5, false}) {
 			t.Fatalf("have-list %v, %v", list, err)
 		}
 		break

@@ -40,6 +40,11 @@ type session struct {
 	queue       []outFrame
 	wanted      []*keptMessage
 	known       map[*keptMessage]knowledge
+	held        []heldMessage // that could not be judged yet
+	heldBytes   int
+	lost        bool          // some such were dropped
+	offerAll    bool          // the other side asked for that
+	offered     time.Duration // when everything was offered to it
 }
 
 // knowledge is what a session's other side knows of a kept message.
@@ -63,7 +68,7 @@ func (e errProtocol) Unwrap() error { return e.error }
 // connected starts a session on a new connection.
 func (h *Host) connected(ctx context.Context, c network.Conn) {
 	s := &session{
-		member: h.members[h.index[c.RemotePeer()]], conn: c,
+		conn:    c,
 		dialled: c.Stat().Direction == network.DirOutbound,
 		inbound: make(chan network.Stream, 1), wake: make(chan struct{}, 1),
 		known: make(map[*keptMessage]knowledge), done: make(chan struct{}),
@@ -71,7 +76,8 @@ func (h *Host) connected(ctx context.Context, c network.Conn) {
 	s.heard.Store(int64(h.now()))
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	if !h.spawnLocked(func() { h.runSession(ctx, s) }) {
+	s.member = h.roster.of[c.RemotePeer()] // nil: it is no member any more
+	if s.member == nil || !h.spawnLocked(func() { h.runSession(ctx, s) }) {
 		c.Close()
 		return
 	}
@@ -112,7 +118,7 @@ func (h *Host) dropLocked(s *session, why string) {
 	}
 	s.dropped = true
 	close(s.done)
-	s.queue, s.wanted, s.known = nil, nil, nil
+	s.queue, s.wanted, s.known, s.held = nil, nil, nil, nil
 	h.wg.Go(func() { s.conn.Close() }) // ends reads and writes; waits for yamux
 	m := s.member
 	h.cfg.Logger.Debug("p2p: session ended", "member", m.index, "reason", why, "up", s.up)
@@ -173,7 +179,7 @@ func (h *Host) greet(ctx context.Context, s *session) (*bufio.Reader, error) {
 			return nil, err
 		}
 	}
-	kind, payload, _, err := readFrame(r, len(h.members), h.cfg.Limits.MessageSize, nil)
+	kind, payload, _, err := readFrame(r, h.cfg.Limits.MessageSize, nil)
 	if err != nil {
 		return nil, fmt.Errorf("it did not greet: %w", err)
 	}
@@ -181,17 +187,10 @@ func (h *Host) greet(ctx context.Context, s *session) (*bufio.Reader, error) {
 	if err != nil || kind != frameHello {
 		return nil, errProtocol{fmt.Errorf("a frame of kind %d and %d bytes instead of a hello", kind, len(payload))}
 	}
-	for _, c := range []struct {
-		same bool
-		what string
-	}{
-		{theirs.job == h.hello.job, "it works on another job"},
-		{theirs.roster == h.hello.roster, "its roster is another one"},
-	} {
-		if !c.same {
-			h.reportRefused(s.member.id, s.conn.RemoteMultiaddr(), c.what)
-			return nil, errors.New(c.what)
-		}
+	if theirs.job != h.hello.job {
+		const why = "it works on another job"
+		h.reportRefused(s.member.id, s.conn.RemoteMultiaddr(), why)
+		return nil, errors.New(why)
 	}
 	if err := s.stream.SetDeadline(time.Time{}); err != nil {
 		return nil, fmt.Errorf("greeting: %w", err)
@@ -228,6 +227,7 @@ func (h *Host) upLocked(s *session, run uint64) {
 	h.wg.Go(func() { h.write(s) })
 	h.linksChanged()
 	h.offerLocked(s, 0)
+	s.offered = s.upAt
 }
 
 // settleLocked chooses between two connections to one member. Both sides keep
@@ -243,7 +243,7 @@ func (h *Host) settleLocked(s, other *session) {
 			m.sessions = append(m.sessions, s)
 			return
 		}
-	} else if s.dialled != (h.members[h.self].id < m.id) {
+	} else if s.dialled != (h.self.id < m.id) {
 		keep, drop = other, s
 	}
 	drop.surplus = true
@@ -261,9 +261,8 @@ func (h *Host) read(s *session, r io.Reader) error {
 		haves   []have
 		wants   [][32]byte
 	)
-	n := len(h.members)
 	for {
-		kind, payload, next, err := readFrame(r, n, h.cfg.Limits.MessageSize, scratch)
+		kind, payload, next, err := readFrame(r, h.cfg.Limits.MessageSize, scratch)
 		scratch = next
 		if err != nil {
 			return readError(err)
@@ -280,21 +279,20 @@ func (h *Host) read(s *session, r io.Reader) error {
 				s.waiting.Store(false)
 			}
 			if err == nil {
-				err = h.receive(s, payload)
+				h.receive(s, payload, 0)
 			}
 		case frameHeartbeat:
-			var peers bitset
-			if peers, err = decodeHeartbeat(payload, n); err == nil {
-				h.heartbeat(s, peers)
-			}
+			h.heartbeat(s, payload)
 		case frameHave:
-			if haves, err = decodeHave(haves[:0], payload, n); err == nil {
+			if haves, err = decodeHave(haves[:0], payload); err == nil {
 				h.lacking(s, haves)
 			}
 		case frameWant:
 			if wants, err = decodeWant(wants[:0], payload); err == nil {
 				h.answer(s, wants)
 			}
+		case frameAgain:
+			h.offerAgain(s)
 		case frameBye:
 			return errors.New("it stopped")
 		default:
@@ -461,7 +459,15 @@ func (h *Host) beat() {
 				h.dropLocked(s, "there is another connection to it")
 				continue
 			}
+			h.offerAllLocked(s)
 			h.offerLocked(s, interval)
+			if s.lost && len(s.held) == 0 {
+				s.lost = false // what was held could be judged: so can what was lost
+				h.enqueueLocked(s, outFrame{kind: frameAgain})
+			}
+			if len(s.held) > 0 {
+				h.judgeLater()
+			}
 		}
 		h.beatLocked()
 		h.mu.Unlock()
@@ -473,9 +479,9 @@ func (h *Host) beatLocked() {
 	if h.closed {
 		return
 	}
-	mine := newBitset(len(h.members))
-	mine.set(h.self)
-	for _, m := range h.members {
+	mine := newBitset(h.roster.highest)
+	mine.set(h.self.index)
+	for _, m := range h.roster.members {
 		if m.session() != nil {
 			mine.set(m.index)
 		}
