@@ -15,21 +15,107 @@ import (
 	"github.com/spirt-ml/spirt/function/gradient"
 	"github.com/spirt-ml/spirt/internal/round"
 	"github.com/spirt-ml/spirt/internal/treehash"
+	"github.com/spirt-ml/spirt/nn"
+	"github.com/spirt-ml/spirt/tensor"
 )
 
 // computer computes a peer's averaged gradients with its functions. What the
 // functions read and write lies in the peer's database; only keys travel.
 type computer struct {
 	job      Job
+	self     int // this peer's index
 	store    *store
 	platform *function.Platform
 	base     gradient.Event // what all events have in common
-	order    dataset.Order  // of the minibatches
-	stride   uint64         // of this peer in that order
-	offset   uint64
-	samples  int           // for validation
-	serial   atomic.Uint64 // of accumulators: none is used twice
+	train    int            // samples to train on: the job's, or this peer's own
+	private  bool           // they are this peer's own
+	samples  int            // for validation
+	serial   atomic.Uint64  // of accumulators: none is used twice
 	warn     func(format string, args ...any)
+}
+
+// openOwn opens the data set that a peer brings for its training minibatches.
+// Validation stays the job's, and so does what normalises the pixels.
+func (j *Job) openOwn(name string, spec nn.Spec) (*dataset.Dataset, error) {
+	if name == j.Data {
+		return nil, fmt.Errorf("the peer's own data: %q is the job's, with the samples that it validates on: leave it to the roster to deal it out", name)
+	}
+	d, err := dataset.Open(name)
+	if err != nil {
+		return nil, fmt.Errorf("the peer's own data: %w", err)
+	}
+	if err := d.Fits(spec.Input, spec.Classes); err != nil {
+		return nil, fmt.Errorf("the peer's own data: the model %s: %w", spec.Name, err)
+	}
+	if d.Len() < j.BatchSize {
+		return nil, fmt.Errorf("the peer's own data: %q has %d samples, fewer than one minibatch of %d: add some", name, d.Len(), j.BatchSize)
+	}
+	return d, nil
+}
+
+// loadSamples puts the samples that this peer computes on, which may be its
+// own, and those for validation in its database.
+func (c *computer) loadSamples(data, own *dataset.Dataset) error {
+	train, validation, _ := data.Split()
+	from := data
+	if own != nil {
+		from, train, c.private = own, own.All(), true
+	}
+	c.train, c.samples = train.Len(), validation.Len()
+	return errors.Join(c.load("train", from, train), c.load("validation", data, validation))
+}
+
+func (c *computer) load(name string, data *dataset.Dataset, rows dataset.Range) error {
+	images, labels := data.Rows(rows)
+	shape := append([]int{rows.Len()}, data.Shape...)
+	if _, err := c.store.db.Set(c.store.key(name+"/images"), tensor.Tensor{DType: tensor.Uint8, Shape: shape, Data: images}); err != nil {
+		return fmt.Errorf("storing the %s images: %w", name, err)
+	}
+	if _, err := c.store.db.Set(c.store.key(name+"/labels"), tensor.Tensor{DType: tensor.Uint8, Shape: []int{rows.Len()}, Data: labels}); err != nil {
+		return fmt.Errorf("storing the %s labels: %w", name, err)
+	}
+	return nil
+}
+
+// deal returns how many minibatches this peer computes at the parameters that
+// follow a record, under the shares in force there, and the rows of each.
+func (c *computer) deal(parent round.Record, members shares) (minibatches int, rows func(i int) []int, err error) {
+	own, before, err := members.of(c.self)
+	switch {
+	case err != nil:
+		return 0, nil, err
+	case own.private && !c.private:
+		return 0, nil, errors.New("the roster says that this peer trains on data of its own: name its folder with --data")
+	case c.private && !own.private:
+		return 0, nil, errors.New("this peer was started with data of its own, but the roster deals it samples of the job: start it without --data, or have an admin sign a roster that says so")
+	}
+	order, first, lo := dataset.Order{Seed: c.job.Seed, Len: c.train}, position(parent, members)+before, 0
+	if own.private || c.job.Shards == shardsFixed { // an order of its own over its own samples
+		hi := c.train
+		if !own.private {
+			if lo, hi, err = members.part(c.train, c.self); err != nil {
+				return 0, nil, err
+			}
+			if lo == hi {
+				return 0, nil, fmt.Errorf("%d samples are too few for a part of this peer's own: take shards epoch", c.train)
+			}
+		}
+		order.Peer, order.Len = c.self, hi-lo
+		first = parent.Height * uint64(own.minibatches)
+	}
+	return own.minibatches, func(i int) []int {
+		rows := order.Minibatch(first+uint64(i), c.job.BatchSize)
+		for j := range rows {
+			rows[j] += lo
+		}
+		return rows
+	}, nil
+}
+
+// position returns how many minibatches of the job's data were dealt out up to
+// a record: the next round goes on there.
+func position(parent round.Record, members shares) uint64 {
+	return parent.Height * members.dealt()
 }
 
 // averaged is this peer's contribution to a slot.
@@ -41,11 +127,14 @@ type averaged struct {
 }
 
 // average computes this peer's minibatches of a round (1, 2, ...) at the
-// parameters that follow a record, and their average. A minibatch whose
-// function failed for good is left out and told; an error means that none is
-// left.
-func (c *computer) average(ctx context.Context, height uint64, parent round.Record) (averaged, error) {
-	n := c.job.BatchesPerRound
+// parameters that follow a record, under the shares in force there, and their
+// average. A minibatch whose function failed for good is left out and told; an
+// error means that none is left.
+func (c *computer) average(ctx context.Context, height uint64, parent round.Record, members shares) (averaged, error) {
+	n, rows, err := c.deal(parent, members)
+	if err != nil {
+		return averaged{}, err
+	}
 	window := c.job.Functions.Concurrency
 	event, err := c.event(parent)
 	if err != nil {
@@ -76,7 +165,7 @@ func (c *computer) average(ctx context.Context, height uint64, parent round.Reco
 		mu.Unlock()
 		e := event
 		e.Minibatch = i
-		e.Rows = c.order.Minibatch(((height-1)*uint64(n)+uint64(i))*c.stride+c.offset, c.job.BatchSize)
+		e.Rows = rows(i)
 		wg.Add(1)
 		go func() {
 			defer wg.Done()

@@ -2,11 +2,14 @@ package spirt
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"math"
 	"net"
 	"os"
+	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -32,6 +35,20 @@ func aPeer(t *testing.T, job Job) (p *peer, genesis round.Record) {
 		}
 	})
 	return p, p.loop.head
+}
+
+// soleShares are the shares of aPeer.
+func soleShares(p *peer) shares { return equalShares(1, p.job.BatchesPerRound) }
+
+// dealtTo returns the rows of minibatch i of a peer at a record.
+func dealtTo(t *testing.T, p *peer, parent round.Record, members shares, i int) []int {
+	t.Helper()
+	n, rows, err := p.computer.deal(parent, members)
+	check(t, err)
+	if i >= n {
+		t.Fatalf("minibatch %d of %d", i, n)
+	}
+	return rows(i)
 }
 
 // warnings replaces where a computer warns.
@@ -66,13 +83,15 @@ func spoil(t *testing.T, p *peer, rows []int) {
 	check(t, err)
 }
 
-// byHand computes the gradient of some minibatches of a round and their mean.
-func byHand(p *peer, params []float32, height uint64, minibatches ...int) (mean []float32, loss float64) {
+// byHand computes the gradient of some minibatches of the round after a record
+// and their mean.
+func byHand(t *testing.T, p *peer, params []float32, parent round.Record, minibatches ...int) (mean []float32, loss float64) {
+	t.Helper()
 	train, _, _ := p.data.Split()
 	ws := p.model.NewWorkspace(p.job.BatchSize)
 	mean, grad := make([]float32, len(params)), make([]float32, len(params))
 	for _, i := range minibatches {
-		rows := p.computer.order.Minibatch((height-1)*uint64(p.job.BatchesPerRound)+uint64(i), p.job.BatchSize)
+		rows := dealtTo(t, p, parent, soleShares(p), i)
 		x, labels := make([]float32, len(rows)*p.data.Stride()), make([]int32, len(rows))
 		for j, r := range rows {
 			at := train.Lo + r
@@ -96,9 +115,15 @@ func TestAverage(t *testing.T) {
 	p, genesis := aPeer(t, Job{BatchSize: 8, BatchesPerRound: 5})
 	params := floatsOf(t, p.store, treehash.Hash(genesis.Model))
 	for _, height := range []uint64{1, 7} {
-		avg, err := p.computer.average(t.Context(), height, genesis)
+		parent := genesis
+		parent.Height = height - 1
+		if height > 1 { // the same parameters after more rounds
+			_, _, err := p.store.putState(tensor.Bytes(params), make([]byte, 4*p.store.state), parent.Height)
+			check(t, err)
+		}
+		avg, err := p.computer.average(t.Context(), height, parent, soleShares(p))
 		check(t, err)
-		mean, loss := byHand(p, params, height, 0, 1, 2, 3, 4)
+		mean, loss := byHand(t, p, params, parent, 0, 1, 2, 3, 4)
 		if avg.hash != treehash.Sum(tensor.Bytes(mean)) {
 			t.Errorf("round %d: the average is another than by hand", height)
 		}
@@ -117,10 +142,10 @@ func TestAverage(t *testing.T) {
 func TestAverageLeavesOut(t *testing.T) {
 	p, genesis := aPeer(t, Job{BatchSize: 8, BatchesPerRound: 4})
 	said := warnings(p.computer)
-	spoil(t, p, p.computer.order.Minibatch(1, 8)[:1]) // of minibatch 1 in round 1
-	avg, err := p.computer.average(t.Context(), 1, genesis)
+	spoil(t, p, dealtTo(t, p, genesis, soleShares(p), 1)[:1]) // of minibatch 1 in round 1
+	avg, err := p.computer.average(t.Context(), 1, genesis, soleShares(p))
 	check(t, err)
-	mean, loss := byHand(p, floatsOf(t, p.store, treehash.Hash(genesis.Model)), 1, 0, 2, 3)
+	mean, loss := byHand(t, p, floatsOf(t, p.store, treehash.Hash(genesis.Model)), genesis, 0, 2, 3)
 	if avg.hash != treehash.Sum(tensor.Bytes(mean)) {
 		t.Error("the average is not that of the minibatches that are left")
 	}
@@ -141,7 +166,7 @@ func TestAverageAllFail(t *testing.T) {
 		all[i] = i
 	}
 	spoil(t, p, all)
-	_, err := p.computer.average(t.Context(), 1, genesis)
+	_, err := p.computer.average(t.Context(), 1, genesis, soleShares(p))
 	refused(t, err, "label", "200")
 	if n := len(said()); n != 3 {
 		t.Errorf("%d warnings for 3 minibatches", n)
@@ -162,17 +187,155 @@ func TestAverageNotFinite(t *testing.T) {
 	params[3] = float32(math.NaN())
 	model, state, err := p.store.putState(tensor.Bytes(params), make([]byte, 4*p.store.state), 0)
 	check(t, err)
-	_, err = p.computer.average(t.Context(), 1, round.Record{Model: round.Hash(model), State: round.Hash(state)})
+	_, err = p.computer.average(t.Context(), 1, round.Record{Model: round.Hash(model), State: round.Hash(state)}, soleShares(p))
 	refused(t, err, "NotFinite")
 	for _, w := range said() {
 		if !strings.Contains(w, "minibatch") || !strings.Contains(w, "not finite") {
 			t.Errorf("the warning %q does not name what is not finite", w)
 		}
 	}
-	_, err = p.computer.average(t.Context(), 1, round.Record{Height: 9})
+	_, err = p.computer.average(t.Context(), 1, round.Record{Height: 9}, soleShares(p))
 	refused(t, err, "the parameters after round 9")
 	_, err = p.computer.validate(t.Context(), round.Record{Height: 9})
 	refused(t, err, "the parameters after round 9")
+}
+
+// What a peer computes on follows from its shares: how many minibatches, and
+// which rows of which samples.
+func TestDeal(t *testing.T) {
+	p, _ := aPeer(t, Job{BatchSize: 8, Shards: shardsEpoch})
+	members := shares{{member: 0, minibatches: 3}, {member: 2, minibatches: 5}, {member: 4, minibatches: 2, private: true}, {member: 9, minibatches: 1}}
+	for _, self := range []int{0, 2, 9} {
+		p.computer.self = self
+		own, before, err := members.of(self)
+		check(t, err)
+		order := dataset.Order{Seed: p.job.Seed, Len: 7000}
+		for i := range own.minibatches {
+			got := dealtTo(t, p, round.Record{Height: 11}, members, i)
+			if want := order.Minibatch(11*9+before+uint64(i), 8); !slices.Equal(got, want) {
+				t.Errorf("member %d, minibatch %d: rows %v, want %v", self, i, got, want)
+			}
+		}
+	}
+	p.computer.job.Shards, p.computer.self = shardsFixed, 2
+	seen := map[int]bool{}
+	for round0 := range uint64(200) {
+		for i := range 5 {
+			for _, row := range dealtTo(t, p, round.Record{Height: round0}, members, i) {
+				seen[row] = true
+				if lo, hi := 7000*3/9, 7000*8/9; row < lo || row >= hi {
+					t.Fatalf("row %d is not of the part from %d to %d", row, lo, hi)
+				}
+			}
+		}
+	}
+	if len(seen) != 7000*8/9-7000*3/9 {
+		t.Errorf("%d rows of the part were visited", len(seen))
+	}
+
+	p.computer.self = 4
+	_, _, err := p.computer.deal(round.Record{}, members)
+	refused(t, err, "data of its own", "--data")
+	p.computer.self = 5
+	_, _, err = p.computer.deal(round.Record{}, members)
+	refused(t, err, "peer 6 is not on the roster")
+	p.computer.self = 0
+	p.computer.train = 0
+	_, _, err = p.computer.deal(round.Record{}, members)
+	refused(t, err, "0 samples are too few", "shards epoch")
+}
+
+// idxFolder makes a data set of so many images of 28 x 28, whose pixels and
+// labels are a function of their number.
+func idxFolder(t *testing.T, images int, label func(i int) uint8) string {
+	t.Helper()
+	dir := t.TempDir()
+	pixels, labels := []byte{0, 0, 8, 3}, []byte{0, 0, 8, 1}
+	for _, dim := range []uint32{uint32(images), 28, 28} {
+		pixels = binary.BigEndian.AppendUint32(pixels, dim)
+	}
+	labels = binary.BigEndian.AppendUint32(labels, uint32(images))
+	for i := range images {
+		for j := range 28 * 28 {
+			pixels = append(pixels, byte(i*31+j))
+		}
+		labels = append(labels, label(i))
+	}
+	check(t, os.WriteFile(filepath.Join(dir, "images-idx3-ubyte"), pixels, 0o644))
+	check(t, os.WriteFile(filepath.Join(dir, "labels-idx1-ubyte"), labels, 0o644))
+	return dir
+}
+
+// A peer that brings data of its own trains on all of that, and on the job's
+// pixels' scale, and validates on the job's.
+func TestOwnData(t *testing.T) {
+	job := Job{Peers: 1, Model: "logistic", BatchSize: 8, BatchesPerRound: 2}
+	dir := idxFolder(t, 20, func(i int) uint8 { return uint8(i % 10) })
+	p, err := openPeer(PeerConfig{Run: runOf(t, job), Peer: 1, Executable: os.Args[0], Data: "idx:" + dir})
+	check(t, err)
+	t.Cleanup(func() { check(t, p.close()) })
+	genesis := p.loop.head
+	_, err = p.computer.average(t.Context(), 1, genesis, soleShares(p))
+	refused(t, err, "data of its own", "without --data")
+
+	members := shares{{member: 0, minibatches: 5, private: true}, {member: 1, minibatches: 7}}
+	var rows []int
+	for i := range 5 {
+		rows = append(rows, dealtTo(t, p, genesis, members, i)...)
+	}
+	for epoch := range slices.Chunk(rows, 20) {
+		slices.Sort(epoch)
+		for i, r := range epoch {
+			if r != i {
+				t.Fatalf("an epoch of its own holds %v", epoch)
+			}
+		}
+	}
+	avg, err := p.computer.average(t.Context(), 1, genesis, members)
+	check(t, err)
+	defer avg.release()
+	params, mean, loss := floatsOf(t, p.store, treehash.Hash(genesis.Model)), make([]float32, p.store.params), 0.0
+	own := *p.own
+	own.Scale, own.Offset = p.data.Scale, p.data.Offset
+	ws := p.model.NewWorkspace(8)
+	for i := range 5 {
+		rows := dealtTo(t, p, genesis, members, i)
+		x, labels, grad := make([]float32, 8*own.Stride()), make([]int32, 8), make([]float32, len(params))
+		for j, r := range rows {
+			own.Floats(x[j*own.Stride():(j+1)*own.Stride()], dataset.Range{Lo: r, Hi: r + 1})
+			labels[j] = int32(own.Labels[r])
+		}
+		l, _ := p.model.Gradient(grad, params, x, labels, ws)
+		loss += l / 5
+		for k, g := range grad {
+			mean[k] += g
+		}
+	}
+	for k := range mean {
+		mean[k] /= 5
+	}
+	if avg.hash != treehash.Sum(tensor.Bytes(mean)) || math.Abs(*avg.loss-loss) > 1e-12*loss {
+		t.Errorf("the average is another than by hand; the loss %v, by hand %v", *avg.loss, loss)
+	}
+	v, err := p.computer.validate(t.Context(), genesis)
+	check(t, err)
+	if v.Count != 1000 {
+		t.Errorf("validated on %d samples", v.Count)
+	}
+}
+
+func TestOwnDataRefuses(t *testing.T) {
+	run := runOf(t, Job{Peers: 1, Model: "logistic", BatchSize: 8})
+	eleven := idxFolder(t, 20, func(i int) uint8 { return uint8(i % 11) })
+	for name, says := range map[string][]string{
+		"mnist-10k":          {"own data", "is the job's"},
+		"idx:" + t.TempDir(): {"own data", "no file *images*idx3*"},
+		"idx:" + eleven:      {"own data", "label 10 of image 10", "10 classes"},
+		"idx:" + idxFolder(t, 7, func(int) uint8 { return 0 }): {"own data", "7 samples", "one minibatch of 8"},
+	} {
+		_, err := openPeer(PeerConfig{Run: run, Peer: 1, Executable: os.Args[0], Data: name})
+		refused(t, err, says...)
+	}
 }
 
 func TestValidate(t *testing.T) {
@@ -215,7 +378,7 @@ func TestAverageCancelled(t *testing.T) {
 	ctx, cancel := context.WithCancelCause(t.Context())
 	ended := make(chan error, 1)
 	go func() {
-		_, err := p.computer.average(ctx, 1, genesis)
+		_, err := p.computer.average(ctx, 1, genesis, soleShares(p))
 		ended <- err
 	}()
 	for range window {
@@ -240,7 +403,7 @@ func TestAverageCancelled(t *testing.T) {
 	}
 	cancelled, stop := context.WithCancel(t.Context())
 	stop()
-	if _, err := p.computer.average(cancelled, 1, genesis); !errors.Is(err, context.Canceled) {
+	if _, err := p.computer.average(cancelled, 1, genesis, soleShares(p)); !errors.Is(err, context.Canceled) {
 		t.Errorf("begun when cancelled, it ended with %v", err)
 	}
 }

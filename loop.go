@@ -351,7 +351,7 @@ func (p *peer) compute(ctx context.Context, a round.Compute, parent round.Record
 	} else {
 		validated <- nil
 	}
-	avg, err := p.computer.average(ctx, a.Height, parent)
+	avg, err := p.computer.average(ctx, a.Height, parent, p.sharesAt(parent))
 	verr := <-validated
 	if err == nil {
 		failed.done = avg.release
@@ -431,7 +431,7 @@ func (p *peer) sources(likely []round.Peer) []int {
 
 // apply aggregates and updates in the database.
 func (p *peer) apply(a round.Apply, parent round.Record) result {
-	model, state, err := p.store.apply(parent, a.Set)
+	model, state, err := p.store.apply(parent, a.Set, p.sharesAt(parent))
 	if err != nil {
 		return result{event: round.ApplyFailed{Slot: a.Slot, Parent: a.Parent, Reason: err.Error()}}
 	}

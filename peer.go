@@ -18,7 +18,6 @@ import (
 	"github.com/spirt-ml/spirt/internal/round"
 	"github.com/spirt-ml/spirt/nn"
 	"github.com/spirt-ml/spirt/p2p"
-	"github.com/spirt-ml/spirt/tensor"
 	"github.com/spirt-ml/spirt/tensordb"
 )
 
@@ -29,6 +28,10 @@ type PeerConfig struct {
 	Peer int
 	// Listen is the host:port to listen on. Default 127.0.0.1:0.
 	Listen string
+	// Data is a data set of the peer's own ("idx:FOLDER") for its training
+	// minibatches, of the job's image shape and classes. The roster must say
+	// that the peer brings one. Default: the job's.
+	Data string
 	// Executable runs this program again as a function instance. Default:
 	// this process's own.
 	Executable string
@@ -59,6 +62,7 @@ type peer struct {
 	ids      identities
 	model    *nn.Model
 	data     *dataset.Dataset
+	own      *dataset.Dataset // what this peer trains on, nil where it is the job's
 	log      *slog.Logger
 	events   *eventLog
 	db       *tensordb.DB
@@ -110,6 +114,11 @@ func openPeer(cfg PeerConfig) (_ *peer, err error) {
 	if p.model, p.data, err = p.job.open(); err != nil {
 		return nil, err
 	}
+	if cfg.Data != "" {
+		if p.own, err = p.job.openOwn(absoluteData(cfg.Data), p.model.Spec()); err != nil {
+			return nil, err
+		}
+	}
 	if p.ids, err = loadIdentities(cfg.Run, p.n, p.job, p.model.Spec()); err != nil {
 		return nil, err
 	}
@@ -156,7 +165,8 @@ func (p *peer) openDatabase() (socket, token string, err error) {
 	p.onClose(p.db.Close)
 	prefix := fmt.Sprintf("{%s:%d}:", p.ids.job.Short(), p.n)
 	p.store = newStore(p.db, prefix, &p.job, p.model.NumParams())
-	if err := p.loadSamples(); err != nil {
+	p.computer = &computer{job: p.job, self: p.n - 1, store: p.store, warn: p.warn}
+	if err := p.computer.loadSamples(p.data, p.own); err != nil {
 		return "", "", err
 	}
 
@@ -195,34 +205,11 @@ func (p *peer) openDatabase() (socket, token string, err error) {
 func (p *peer) databaseMemory() int64 {
 	model := int64(4 * p.model.NumParams())
 	vectors := int64(16 + 3*p.job.Peers + 2*p.job.Functions.Concurrency)
-	return 2*(int64(len(p.data.Images)+len(p.data.Labels))+vectors*model) + 64<<20
-}
-
-// loadSamples puts the samples that this peer computes on and those for
-// validation in its database.
-func (p *peer) loadSamples() error {
-	train, validation, _ := p.data.Split()
-	c := &computer{job: p.job, store: p.store, samples: validation.Len(), warn: p.warn}
-	if p.job.Shards == shardsFixed {
-		lo, hi := dataset.Shard(train.Len(), p.job.Peers, p.n-1)
-		train = dataset.Range{Lo: train.Lo + lo, Hi: train.Lo + hi}
-		c.order, c.stride = dataset.Order{Seed: p.job.Seed, Peer: p.n - 1, Len: train.Len()}, 1
-	} else { // one order for all, of which each peer takes every so manieth minibatch
-		c.order = dataset.Order{Seed: p.job.Seed, Len: train.Len()}
-		c.stride, c.offset = uint64(p.job.Peers), uint64(p.n-1)
+	samples := int64(len(p.data.Images) + len(p.data.Labels))
+	if p.own != nil {
+		samples += int64(len(p.own.Images) + len(p.own.Labels))
 	}
-	p.computer = c
-	for name, rows := range map[string]dataset.Range{"train": train, "validation": validation} {
-		images, labels := p.data.Rows(rows)
-		shape := append([]int{rows.Len()}, p.data.Shape...)
-		if _, err := p.db.Set(p.store.key(name+"/images"), tensor.Tensor{DType: tensor.Uint8, Shape: shape, Data: images}); err != nil {
-			return fmt.Errorf("storing the %s images: %w", name, err)
-		}
-		if _, err := p.db.Set(p.store.key(name+"/labels"), tensor.Tensor{DType: tensor.Uint8, Shape: []int{rows.Len()}, Data: labels}); err != nil {
-			return fmt.Errorf("storing the %s labels: %w", name, err)
-		}
-	}
-	return nil
+	return 2*(samples+vectors*model) + 64<<20
 }
 
 // openFunctions starts the platform that runs this peer's gradient function.

@@ -178,9 +178,10 @@ func (s *store) unpin(h treehash.Hash) {
 	}
 }
 
-// apply aggregates the averages of a set, in its order, updates the parent's
-// state with the aggregate and keeps what follows.
-func (s *store) apply(parent round.Record, set []round.Entry) (model, optimizer treehash.Hash, err error) {
+// apply aggregates the averages of a set, in its order and by the shares of
+// their members, updates the parent's state with the aggregate and keeps what
+// follows.
+func (s *store) apply(parent round.Record, set []round.Entry, members shares) (model, optimizer treehash.Hash, err error) {
 	s.applying.Lock()
 	defer s.applying.Unlock()
 	keys := make([]string, len(set))
@@ -188,7 +189,11 @@ func (s *store) apply(parent round.Record, set []round.Entry) (model, optimizer 
 		keys[i] = s.averageKey(e.Gradient)
 	}
 	aggregate, params, opt := s.key("aggregate"), s.key("candidate/parameters"), s.key("candidate/optimizer")
-	if err := s.db.Mean(aggregate, keys, nil); err != nil {
+	weights, err := members.weights(set)
+	if err != nil {
+		return model, optimizer, fmt.Errorf("aggregating %d averages: %w", len(set), err)
+	}
+	if err := s.db.Mean(aggregate, keys, weights); err != nil {
 		return model, optimizer, fmt.Errorf("aggregating %d averages: %w", len(set), err)
 	}
 	defer s.db.Delete(aggregate)

@@ -19,6 +19,9 @@ import (
 
 const testPrefix = "{job:1}:"
 
+// alike are the shares of members that do the same.
+var alike = equalShares(8, 1)
+
 func testStore(t testing.TB, c optim.Config, params int) *store {
 	t.Helper()
 	db, err := tensordb.Open(tensordb.Config{})
@@ -212,9 +215,9 @@ func TestApplyByHand(t *testing.T) {
 					}
 					c.Step(params, state, params, state, grad, step)
 
-					model, optimizer, err := s.apply(parent, set)
+					model, optimizer, err := s.apply(parent, set, alike)
 					check(t, err)
-					again, optimizerAgain, err := s.apply(parent, set)
+					again, optimizerAgain, err := s.apply(parent, set, alike)
 					check(t, err)
 					if model != again || optimizer != optimizerAgain {
 						t.Fatal("applied again, the set gives another state")
@@ -243,31 +246,70 @@ func TestApplyByHand(t *testing.T) {
 	}
 }
 
+// An average counts as much as its member's share says; where all are alike,
+// the bits are those of the plain mean.
+func TestApplyWeights(t *testing.T) {
+	const n = 1003
+	s := testStore(t, plainSGD, n)
+	params := random(1, n)
+	parent := genesisOf(t, s, params)
+	set := []round.Entry{{Peer: 0}, {Peer: 3}, {Peer: 4}}
+	members := shares{{member: 0, minibatches: 3}, {member: 2, minibatches: 9}, {member: 3, minibatches: 1}, {member: 4, minibatches: 7, private: true}}
+	grad := make([]float32, n)
+	for i := range set {
+		g := random(uint64(2+i), n)
+		set[i].Gradient = put(t, s, g)
+		for j, v := range g {
+			grad[j] += float32([]float32{3, 1, 7}[i] * v)
+		}
+	}
+	for j := range grad {
+		grad[j] /= 11
+	}
+	plainSGD.Step(params, nil, params, nil, grad, 1)
+	model, _, err := s.apply(parent, set, members)
+	check(t, err)
+	if model != treehash.Sum(tensor.Bytes(params)) {
+		t.Error("another model than by hand")
+	}
+	var models []treehash.Hash
+	for _, minibatches := range []int{1, 3} {
+		model, _, err := s.apply(parent, set, equalShares(5, minibatches))
+		check(t, err)
+		models = append(models, model)
+	}
+	if models[0] != models[1] || models[0] == model {
+		t.Errorf("equal shares give %s and %s, others %s", models[0].Short(), models[1].Short(), model.Short())
+	}
+	_, _, err = s.apply(parent, set, members[:3])
+	refused(t, err, "aggregating 3 averages", "peer 5 is not on the roster")
+}
+
 // The set's order counts, not that of anything else: float sums depend on it.
 func TestApplyRefuses(t *testing.T) {
 	s := testStore(t, adam, 8)
 	genesis := genesisOf(t, s, random(1, 8))
 	h := put(t, s, random(2, 8))
-	_, _, err := s.apply(genesis, []round.Entry{{Peer: 0, Gradient: h}, {Peer: 1, Gradient: treehash.Hash{9}}})
+	_, _, err := s.apply(genesis, []round.Entry{{Peer: 0, Gradient: h}, {Peer: 1, Gradient: treehash.Hash{9}}}, alike)
 	refused(t, err, "aggregating 2 averages", treehash.Hash{9}.String())
-	_, _, err = s.apply(genesis, nil)
+	_, _, err = s.apply(genesis, nil, alike)
 	refused(t, err, "aggregating 0 averages")
-	_, _, err = s.apply(round.Record{}, []round.Entry{{Peer: 0, Gradient: h}})
+	_, _, err = s.apply(round.Record{}, []round.Entry{{Peer: 0, Gradient: h}}, alike)
 	refused(t, err, "the parent's parameters")
 	lost := genesis
 	lost.State = treehash.Hash{1}
-	_, _, err = s.apply(lost, []round.Entry{{Peer: 0, Gradient: h}})
+	_, _, err = s.apply(lost, []round.Entry{{Peer: 0, Gradient: h}}, alike)
 	refused(t, err, "the parent's optimizer state")
 	wrong := genesis
 	wrong.Height = 5 // there is no state of that height
-	_, _, err = s.apply(wrong, []round.Entry{{Peer: 0, Gradient: h}})
+	_, _, err = s.apply(wrong, []round.Entry{{Peer: 0, Gradient: h}}, alike)
 	refused(t, err, "the parent's parameters")
 	for _, key := range s.db.Keys(testPrefix) {
 		if key == s.key("aggregate") {
 			t.Error("the aggregate stays behind")
 		}
 	}
-	if _, _, err := s.apply(genesis, []round.Entry{{Peer: 0, Gradient: h}}); err != nil {
+	if _, _, err := s.apply(genesis, []round.Entry{{Peer: 0, Gradient: h}}, alike); err != nil {
 		t.Errorf("after all that: %v", err)
 	}
 }
@@ -290,7 +332,7 @@ func TestPutState(t *testing.T) {
 	check(t, err)
 	grad := random(3, 8)
 	h := put(t, s, grad)
-	got, _, err := s.apply(round.Record{Height: 41, Model: model, State: opt}, []round.Entry{{Gradient: h}})
+	got, _, err := s.apply(round.Record{Height: 41, Model: model, State: opt}, []round.Entry{{Gradient: h}}, alike)
 	check(t, err)
 	adam.Step(params, state, params, state, grad, 42)
 	if got != treehash.Sum(tensor.Bytes(params)) {
@@ -331,10 +373,10 @@ func TestRetain(t *testing.T) {
 	s := testStore(t, momentum, 16)
 	genesis := genesisOf(t, s, random(1, 16))
 	kept, dropped := put(t, s, random(2, 16)), put(t, s, random(3, 16))
-	model, state, err := s.apply(genesis, []round.Entry{{Gradient: kept}})
+	model, state, err := s.apply(genesis, []round.Entry{{Gradient: kept}}, alike)
 	check(t, err)
 	first := round.Record{Height: 1, Model: model, State: state}
-	model, state, err = s.apply(genesis, []round.Entry{{Gradient: dropped}})
+	model, state, err = s.apply(genesis, []round.Entry{{Gradient: dropped}}, alike)
 	check(t, err)
 	other := round.Record{Height: 1, Model: model, State: state}
 
@@ -364,7 +406,7 @@ func TestOneBodyTwice(t *testing.T) {
 		s := testStore(t, momentum, 16)
 		genesis := genesisOf(t, s, random(1, 16))
 		h := put(t, s, random(2, 16))
-		model, state, err := s.apply(genesis, []round.Entry{{Gradient: h}})
+		model, state, err := s.apply(genesis, []round.Entry{{Gradient: h}}, alike)
 		check(t, err)
 		if state != h {
 			t.Fatal("the buffer of momentum after one step is not the average")
@@ -376,7 +418,7 @@ func TestOneBodyTwice(t *testing.T) {
 			if s.hasAverage(h) {
 				t.Error("bytes that are kept as a state count as an average")
 			}
-			if _, _, err := s.apply(genesis, []round.Entry{{Gradient: h}}); err == nil {
+			if _, _, err := s.apply(genesis, []round.Entry{{Gradient: h}}, alike); err == nil {
 				t.Error("an average that is gone was applied")
 			}
 		case "state":
@@ -395,7 +437,7 @@ func TestRetainLease(t *testing.T) {
 	parent := genesisOf(t, s, random(1, 16))
 	var records []round.Record
 	for i := range uint64(2 * maxLeased) {
-		model, state, err := s.apply(parent, []round.Entry{{Gradient: put(t, s, random(i+2, 16))}})
+		model, state, err := s.apply(parent, []round.Entry{{Gradient: put(t, s, random(i+2, 16))}}, alike)
 		check(t, err)
 		parent = round.Record{Height: i + 1, Model: model, State: state}
 		records = append(records, parent)
@@ -445,7 +487,7 @@ func TestStoreBounded(t *testing.T) {
 		check(t, err)
 		h, _, err := s.finishAverage(acc)
 		check(t, err)
-		model, state, err := s.apply(head, set)
+		model, state, err := s.apply(head, set, alike)
 		check(t, err)
 		next := round.Record{Height: head.Height + 1, Model: model, State: state}
 		floatsOf(t, s, model)
@@ -512,7 +554,7 @@ func TestStoreConcurrent(t *testing.T) {
 		h, _, err := s.finishAverage(acc) // pinned: it is there until unpin
 		check(t, err)
 		hashes <- h
-		model, _, err := s.apply(genesis, []round.Entry{{Gradient: h}})
+		model, _, err := s.apply(genesis, []round.Entry{{Gradient: h}}, alike)
 		if err != nil && !strings.Contains(err.Error(), "no such key") {
 			t.Fatal(err)
 		}

@@ -2,8 +2,7 @@
 // MNIST-10k, and any pair of IDX files from a folder.
 //
 // Call Open first. Split cuts a data set into a training, a validation and a
-// test range; Shard gives each peer its part of the training range; Order
-// says which rows of a shard each minibatch holds.
+// test range; Order says which rows of a range each minibatch holds.
 //
 // All of it is a pure function of its arguments: the same name, seed, peer
 // and minibatch number give the same rows on every CPU. Images stay bytes;
@@ -130,16 +129,6 @@ func (d *Dataset) Fits(shape []int, classes int) error {
 		}
 	}
 	return nil
-}
-
-// Shard returns the rows of one of several peers: contiguous, in peer order,
-// and no peer has more than one row more than another.
-func Shard(n, peers, peer int) (lo, hi int) {
-	if n < 0 || peers < 1 || peer < 0 || peer >= peers {
-		panic("dataset: shard of a peer that does not exist")
-	}
-	cut := func(p int) int { return int(int64(n) * int64(p) / int64(peers)) }
-	return cut(peer), cut(peer + 1)
 }
 
 // build checks what the two files of a data set say about each other.

@@ -191,24 +191,6 @@ func TestSplitSmall(t *testing.T) {
 	}
 }
 
-func TestShard(t *testing.T) {
-	for _, n := range []int{0, 1, 3, 7, 100, 7000, 1 << 30} {
-		for _, peers := range []int{1, 2, 3, 4, 7, 24, 1000} {
-			end := 0
-			for p := range peers {
-				lo, hi := Shard(n, peers, p)
-				if lo != end || hi-lo < n/peers || hi-lo > n/peers+1 {
-					t.Fatalf("shard %d of %d of %d rows: %d to %d, the one before ends at %d", p, peers, n, lo, hi, end)
-				}
-				end = hi
-			}
-			if end != n {
-				t.Fatalf("%d shards of %d rows end at %d", peers, n, end)
-			}
-		}
-	}
-}
-
 func BenchmarkUnpackMNIST10k(b *testing.B) {
 	for b.Loop() {
 		if _, err := readIDX(strings.NewReader(mnistImages), int64(len(mnistImages)), "images", 3); err != nil {

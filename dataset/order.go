@@ -6,8 +6,8 @@ import (
 	"math/rand/v2"
 )
 
-// An Order says in which order one peer visits the rows of its shard: every
-// epoch in a new shuffled order, one epoch after the other without a gap. The
+// An Order says in which order rows are visited, those that all peers share or
+// the shard of one Peer: every epoch in a new shuffled order, one epoch after the other without a gap. The
 // minibatches cut that endless list into pieces, so one may hold the end of
 // an epoch and the start of the next, and none is smaller than the others.
 //
@@ -15,12 +15,12 @@ import (
 type Order struct {
 	Seed uint64
 	Peer int
-	Len  int // rows of the shard, at least 1
+	Len  int // rows, at least 1
 }
 
 // Minibatch returns the rows of minibatch k, counted from 0, when every
-// minibatch has size rows. Rows count from the start of the shard. It takes
-// time in proportion to the shard, not to k.
+// minibatch has size rows. It takes time in
+// proportion to Len, not to k.
 func (o Order) Minibatch(k uint64, size int) []int {
 	if o.Len < 1 || size < 0 {
 		panic("dataset: order of an empty shard or negative size")
