@@ -9,7 +9,7 @@ FUZZTIME   ?= 5000x
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 TARGETS     = linux/amd64 linux/arm64 linux/arm linux/riscv64 darwin/arm64 windows/amd64
 # Packages with assembly, or with arithmetic on top of it.
-NUMERIC     = ./internal/kernel/... ./tensor/... ./nn/... ./optim/... ./tensordb/... ./function/...
+NUMERIC     = ./internal/kernel/... ./tensor/... ./nn/... ./optim/... ./tensordb/... ./function/... ./internal/samebits
 
 .PHONY: help build test test-all bench lint release generate clean
 .DEFAULT_GOAL := help

@@ -36,6 +36,7 @@ var families = map[string]family{
 	"dashboard":         {layer: 6, external: anything},
 	".":                 {layer: 5, external: anything},
 	"internal/sim":      {layer: 4, external: anything},
+	"internal/samebits": {layer: 3},
 	"internal/round":    {layer: 3, external: anything, without: []string{"net", "os", "syscall"}},
 	"function":          {layer: 2, external: anything},
 	"p2p":               {layer: 2, external: anything},
