@@ -60,6 +60,10 @@ type Job struct {
 	// anew, so that all samples stay in use when a peer is gone. "fixed": each
 	// peer keeps one part, as with private data; with the peer goes its part.
 	Shards string `yaml:"shards"`
+	// Codec is how averages travel between the peers: "float32" (the default)
+	// as they are, or "float16" rounded to half the bytes. All peers train on
+	// what has travelled.
+	Codec string `yaml:"codec"`
 	// Seed fixes the initial parameters and the order of the data. Default 1.
 	Seed uint64 `yaml:"seed"`
 	// Functions bounds each peer's function instances.
@@ -95,6 +99,12 @@ func DefaultJob() Job {
 const (
 	shardsEpoch = "epoch"
 	shardsFixed = "fixed"
+)
+
+// The values of Job.Codec.
+const (
+	codecFloat32 = "float32"
+	codecFloat16 = "float16"
 )
 
 // Limits of a job.
@@ -157,6 +167,10 @@ func (j *Job) Resolve() error {
 	orString(&j.Shards, shardsEpoch)
 	if j.Shards != shardsEpoch && j.Shards != shardsFixed {
 		return fmt.Errorf("shards: %.32q is unknown: take epoch or fixed", j.Shards)
+	}
+	orString(&j.Codec, codecFloat32)
+	if j.Codec != codecFloat32 && j.Codec != codecFloat16 {
+		return fmt.Errorf("codec: %.32q is unknown: take float32 or float16", j.Codec)
 	}
 	if j.Seed == 0 {
 		j.Seed = 1

@@ -15,7 +15,7 @@ import (
 func TestDefaultJob(t *testing.T) {
 	want := Job{
 		Peers: 4, Byzantine: 1, Model: "lenet5", Data: "mnist-10k", Optimizer: "adam", LearningRate: 0.002,
-		BatchSize: 64, BatchesPerRound: 1, Rounds: 400, Cooldown: 200, ValidateEvery: 25, Shards: "epoch", Seed: 1, CheckpointEvery: 50,
+		BatchSize: 64, BatchesPerRound: 1, Rounds: 400, Cooldown: 200, ValidateEvery: 25, Shards: "epoch", Codec: "float32", Seed: 1, CheckpointEvery: 50,
 		Functions: Functions{Concurrency: 2, MemoryMB: 256, Timeout: time.Minute},
 	}
 	if got := DefaultJob(); got != want {
@@ -65,6 +65,7 @@ func TestResolveRefuses(t *testing.T) {
 		{func(j *Job) { j.Cooldown = -2 }, []string{"cooldown: -2", "400", "-1 for none"}},
 		{func(j *Job) { j.Cooldown = 401 }, []string{"cooldown: 401", "400", "-1 for none"}},
 		{func(j *Job) { j.Shards = "random" }, []string{"shards", "random", "epoch or fixed"}},
+		{func(j *Job) { j.Codec = "float64" }, []string{"codec", "float64", "float32 or float16"}},
 		{func(j *Job) { j.TargetAccuracy = -0.1 }, []string{"target_accuracy: -0.1", "0 to 1", "0.97"}},
 		{func(j *Job) { j.TargetAccuracy = 97 }, []string{"target_accuracy: 97", "0 to 1", "0.97"}},
 		{func(j *Job) { j.TargetAccuracy = nan }, []string{"target_accuracy: NaN", "0 to 1"}},

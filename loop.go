@@ -89,10 +89,11 @@ func (p *peer) openLoop() error {
 	l.timer, l.results = time.NewTimer(time.Hour), make(chan result)
 	l.records = map[round.Hash]round.Record{genesis.ID(): genesis, head.ID(): head}
 	l.head, l.losses, l.stop, l.told = head, map[uint64]float64{}, map[string]context.CancelFunc{}, map[int]int{}
+	_, average := p.store.codec()
 	l.machine, err = round.New(round.Config{
 		Self: round.Peer(p.n - 1), N: p.job.Peers, F: p.job.Byzantine,
 		Genesis: genesis, Rounds: uint64(p.job.Rounds), TargetAccuracy: uint32(math.Ceil(p.job.TargetAccuracy*1e4 - 1e-6)), // 0 stays 0
-		MaxGradientBytes: uint64(4 * p.model.NumParams()), Head: head, Watermark: slot, Counter: counter,
+		MaxGradientBytes: uint64(average), Head: head, Watermark: slot, Counter: counter,
 	})
 	return err
 }
@@ -367,8 +368,9 @@ func (p *peer) compute(ctx context.Context, a round.Compute, parent round.Record
 		p.warn("round %d: no validation: %v", parent.Height, verr)
 		validation = round.Validation{}
 	}
+	codec, size := p.store.codec()
 	return result{loss: avg.loss, height: a.Height, done: avg.release, event: round.GradientReady{
-		Slot: a.Slot, Parent: a.Parent, Gradient: avg.hash, Bytes: uint64(4 * p.store.params), Validation: validation,
+		Slot: a.Slot, Parent: a.Parent, Gradient: avg.hash, Bytes: uint64(size), Codec: codec, Validation: validation,
 	}}
 }
 
@@ -382,7 +384,7 @@ func (p *peer) fetch(ctx context.Context, a round.Fetch) result {
 	ctx, cancel := context.WithTimeout(ctx, fetchTime)
 	defer cancel()
 	unavailable := result{event: round.BodyUnavailable{Peer: a.Peer, Gradient: a.Gradient}}
-	draft, err := p.db.Draft(tensor.Float32, p.store.params)
+	draft, err := p.store.draft()
 	if err != nil { // no memory: the round can do without this one
 		p.warn("the average of peer %d is left out: %v", a.Peer+1, err)
 		return unavailable

@@ -104,7 +104,7 @@ func parseRoster(b []byte) ([]ed25519.PublicKey, error) {
 }
 
 // arithmeticVersion changes with everything that changes a model's bits.
-const arithmeticVersion = 1
+const arithmeticVersion = 2
 
 // nameJob returns the names of a job (its genesis) and of its roster: tree
 // hashes of a domain and what is agreed on.

@@ -113,8 +113,8 @@ func fixedMembers(n int) []ed25519.PublicKey {
 func TestNameJobGolden(t *testing.T) {
 	job, roster, err := nameJob(DefaultJob(), specOf(t, "lenet5"), fixedMembers(4))
 	check(t, err)
-	const wantJob, wantRoster = "a9d3660cc9823019118fb04c31ef272a375b60f425a9984bf49ca99d983474d2",
-		"e0c1632c7fb4d5c9760bb893d86a7b50436ff5c0a7aca2663360528eaba0face"
+	const wantJob, wantRoster = "eb7ad124da7f20135b7211b05ecbedb7885d6f6dde4b121def8c27235dfe9a92",
+		"3f247b69964776d077740879bbc63a2b639e0dbabd6e140064ffd3eaafbc6620"
 	if job.String() != wantJob || roster.String() != wantRoster {
 		t.Errorf("the default job is named\n%s\nand its roster\n%s", job, roster)
 	}

@@ -25,6 +25,7 @@ type store struct {
 	prefix string // of every key: {job:peer}:
 	params int    // number of parameters
 	state  int    // floats of optimizer state
+	half   bool   // averages are float16
 	optim  func(round uint64) optim.Config
 
 	mu     sync.Mutex
@@ -36,7 +37,7 @@ type store struct {
 }
 
 func newStore(db *tensordb.DB, prefix string, job *Job, params int) *store {
-	return &store{db: db, prefix: prefix, params: params,
+	return &store{db: db, prefix: prefix, params: params, half: job.Codec == codecFloat16,
 		state: job.optimizerAt(1).StateLen(params), optim: job.optimizerAt, bodies: map[treehash.Hash][]string{}, pinned: map[treehash.Hash]int{},
 		served: map[string]time.Time{}}
 }
@@ -98,14 +99,36 @@ func (s *store) offerLocked(h treehash.Hash, key string) {
 	}
 }
 
+// draft returns room for an average as it travels.
+func (s *store) draft() (*tensordb.Draft, error) {
+	if s.half {
+		return s.db.Draft(tensor.Float16, s.params)
+	}
+	return s.db.Draft(tensor.Float32, s.params)
+}
+
+// codec returns how averages travel, and how many bytes they have then.
+func (s *store) codec() (codec uint8, bytes int) {
+	if s.half {
+		return round.CodecFloat16, 2 * s.params
+	}
+	return round.CodecFloat32, 4 * s.params
+}
+
 // maxCoordinate bounds each coordinate of an average: sums over a roster and
 // squares of what is smaller stay finite in float32.
 const maxCoordinate = 1e15
 
 // checkAverage reports why data is not an average to train on.
 func (s *store) checkAverage(data []byte) error {
-	if len(data) != 4*s.params {
-		return fmt.Errorf("it has %d bytes, not the %d of %d parameters", len(data), 4*s.params, s.params)
+	if _, want := s.codec(); len(data) != want {
+		return fmt.Errorf("it has %d bytes, not the %d of %d parameters", len(data), want, s.params)
+	}
+	if s.half { // all that is finite is within bounds
+		if i := tensor.NonFiniteHalf(tensor.Halves(data)); i >= 0 {
+			return fmt.Errorf("coordinate %d is not finite", i)
+		}
+		return nil
 	}
 	// The bits of positive floats are in their order, and those of what is
 	// not finite above all others.
@@ -141,13 +164,20 @@ func (s *store) putAverage(h treehash.Hash, draft *tensordb.Draft) error {
 	return nil
 }
 
-// finishAverage turns an accumulator into this peer's average, and returns
-// its hash and how many minibatches it contains. It is kept until unpin.
+// finishAverage turns an accumulator into this peer's average as it travels,
+// and returns its hash and how many minibatches it contains. It is kept until
+// unpin.
 func (s *store) finishAverage(acc string) (h treehash.Hash, counted int, err error) {
 	defer s.db.Delete(acc)
 	dst := acc + "/average"
 	if counted, err = s.db.Average(dst, acc); err != nil {
 		return h, 0, err
+	}
+	if s.half {
+		if err := s.db.Half(dst, dst); err != nil {
+			s.db.Delete(dst)
+			return h, 0, fmt.Errorf("the average of %d minibatches: %w: take codec float32, or a smaller learning rate", counted, err)
+		}
 	}
 	ref, err := s.db.Get(dst)
 	if err != nil {

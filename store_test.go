@@ -149,6 +149,93 @@ func TestFinishAverageRefuses(t *testing.T) {
 	}
 }
 
+// With codec float16 the average that travels, and that this peer trains on
+// too, is the rounded one.
+func TestHalfAverages(t *testing.T) {
+	const n = 1003
+	s := testStore(t, plainSGD, n)
+	s.half = true
+	params := random(1, n)
+	parent := genesisOf(t, s, params)
+	members := shares{{member: 0, minibatches: 2}, {member: 1, minibatches: 5}}
+	var set []round.Entry
+	grad := make([]float32, n)
+	for peer := range 2 {
+		g := random(uint64(2+peer), n)
+		acc := s.key("gradient/1")
+		check(t, s.db.Accumulator(acc, n, 1, 1))
+		_, err := s.db.Accumulate(acc, 0, g)
+		check(t, err)
+		h, _, err := s.finishAverage(acc)
+		check(t, err)
+		defer s.unpin(h)
+		if s.db.Stats().Accumulators != 0 || len(s.db.Keys(s.key("gradient/"))) != 0 {
+			t.Error("something stays behind")
+		}
+		data, release, ok := s.Body(h)
+		if _, size := s.codec(); !ok || len(data) != 2*n || size != 2*n || treehash.Sum(data) != h {
+			t.Fatalf("the body of the average has %d bytes", len(data))
+		}
+		check(t, s.checkAverage(data))
+		rounded := make([]uint16, n)
+		for i, b := range data {
+			rounded[i/2] |= uint16(b) << (i % 2 * 8)
+		}
+		release()
+		for i, v := range g {
+			x := halfValue(rounded[i])
+			if d := math.Abs(float64(v - x)); d > math.Abs(float64(v))/2048+3e-8 {
+				t.Fatalf("%v travels as %v", v, x)
+			}
+			grad[i] += float32([]float32{2, 5}[peer] * x)
+		}
+		set = append(set, round.Entry{Peer: round.Peer(peer), Gradient: h})
+	}
+	for i := range grad {
+		grad[i] /= 7
+	}
+	plainSGD.Step(params, nil, params, nil, grad, 1)
+	model, _, err := s.apply(parent, set, members)
+	check(t, err)
+	if model != treehash.Sum(tensor.Bytes(params)) {
+		t.Error("another model than by hand")
+	}
+
+	// What others send is checked as it came.
+	for i := range n {
+		b := make([]byte, 2*n)
+		b[2*i], b[2*i+1] = 0xff, 0x7b
+		check(t, s.checkAverage(b))
+		b[2*i], b[2*i+1] = 0, 0xfc
+		refused(t, s.checkAverage(b), fmt.Sprintf("coordinate %d is not finite", i))
+	}
+	refused(t, s.checkAverage(make([]byte, 4*n)), "not the 2006 of 1003 parameters")
+
+	// What no half can hold is no average.
+	acc, big := s.key("gradient/2"), make([]float32, n)
+	big[7] = -70000
+	check(t, s.db.Accumulator(acc, n, 1, 1))
+	_, err = s.db.Accumulate(acc, 0, big)
+	check(t, err)
+	_, _, err = s.finishAverage(acc)
+	refused(t, err, "average of 1 minibatches", "-70000 at index 7", "65504", "codec float32", "smaller learning rate")
+	if s.db.Stats().Accumulators != 0 || len(s.db.Keys(s.key("gradient/"))) != 0 {
+		t.Error("a refused average stays behind")
+	}
+}
+
+// halfValue is what a finite half stands for.
+func halfValue(h uint16) float32 {
+	v := math.Ldexp(float64(h&0x3ff), -24)
+	if e := int(h >> 10 & 31); e > 0 {
+		v = math.Ldexp(float64(1024+int(h&0x3ff)), e-25)
+	}
+	if h>>15 == 1 {
+		v = -v
+	}
+	return float32(v)
+}
+
 func TestFinishAverage(t *testing.T) {
 	s := testStore(t, adam, 4)
 	acc := s.key("gradient/1")

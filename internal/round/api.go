@@ -108,6 +108,7 @@ type (
 		Parent     Hash
 		Gradient   Hash
 		Bytes      uint64
+		Codec      uint8
 		Validation Validation // of the parent's model; Count 0: none
 	}
 	// GradientFailed answers Compute: there will be none for this slot.

@@ -38,9 +38,11 @@ const (
 	MaxGradientBytes = 1 << 36
 )
 
-// CodecFloat32 is a body of raw little-endian float32 values. It is the only
-// codec so far.
-const CodecFloat32 = 0
+// Codecs of bodies. The hash is of the encoded bytes.
+const (
+	CodecFloat32 = 0 // raw little-endian float32 values
+	CodecFloat16 = 1 // IEEE 754 binary16, little-endian
+)
 
 const (
 	messageDomain = "spirt/1 message\x00"
@@ -403,7 +405,7 @@ func (a Announce) validate(*Message) error {
 	if (a.Bytes == 0) != (a.Gradient == (Hash{})) {
 		return errors.New("announces a gradient without a size, or a size without a gradient")
 	}
-	if a.Codec != CodecFloat32 {
+	if a.Codec > CodecFloat16 {
 		return fmt.Errorf("unknown codec %d: the sender may run a newer version", a.Codec)
 	}
 	return a.Validation.validate()
