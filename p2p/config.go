@@ -1,6 +1,7 @@
 package p2p
 
 import (
+	"context"
 	"crypto/ed25519"
 	"errors"
 	"fmt"
@@ -38,6 +39,11 @@ type Config struct {
 	// blames nobody. It is called by several goroutines at once and must not
 	// keep data.
 	Check func(data []byte) (Meta, error)
+	// Guests answers requests of strangers to join, sent with [Ask]; an error's
+	// text is sent to the stranger. Nil turns strangers away. Requests have at
+	// most MaxAsk bytes, answers MaxAnswer; at most 8 strangers are connected at
+	// once, 4 of one address, for 15 s each, when ctx ends. Members may ask too.
+	Guests func(ctx context.Context, remote PeerID, request []byte) (answer []byte, err error)
 	// Bodies is what this peer serves to others. Nil serves nothing.
 	Bodies Bodies
 	// Heartbeat is the interval at which members hear from each other; the

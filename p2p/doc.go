@@ -11,7 +11,8 @@
 //
 //   - Only members of the roster, proven by their Ed25519 key in a Noise
 //     handshake, get past the handshake, in both directions. Who does not is
-//     reported by [Refused].
+//     reported by [Refused]. Where [Config.Guests] is set a stranger may ask to
+//     join, with [Ask], and nothing else.
 //     The roster may change at any time, by [Host.SetMembers].
 //   - A message reaches every member that is connected to its sender or to a
 //     chain of members that are, once each, in no particular order, and only

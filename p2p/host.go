@@ -42,7 +42,8 @@ type Host struct {
 	mu       sync.Mutex
 	closed   bool
 	roster   *roster
-	sessions map[network.Conn]*session // of every connection, up or not
+	sessions map[network.Conn]*session // of every member's connection, up or not
+	guests   map[network.Conn]*guest   // strangers, and members that ask to join
 	kept     kept
 	gone     chan struct{} // closed when the last session ends after closed
 }
@@ -61,8 +62,8 @@ func New(cfg Config) (*Host, error) {
 	h := &Host{
 		cfg: cfg, start: time.Now(), hello: hello{job: cfg.Job},
 		events:   newEventQueue(cfg.Limits.Events),
-		sessions: make(map[network.Conn]*session),
-		gone:     make(chan struct{}), stop: make(chan struct{}), links: make(chan struct{}, 1), later: make(chan struct{}, 1),
+		sessions: make(map[network.Conn]*session), guests: make(map[network.Conn]*guest),
+		gone: make(chan struct{}), stop: make(chan struct{}), links: make(chan struct{}, 1), later: make(chan struct{}, 1),
 	}
 	if h.roster, h.self, err = newRoster(cfg.Members, id, &roster{}, cfg.Limits.Serves); err != nil {
 		return nil, fmt.Errorf("p2p: %w", err)
@@ -78,8 +79,11 @@ func New(cfg Config) (*Host, error) {
 	if err != nil {
 		return nil, fmt.Errorf("p2p: %w", err)
 	}
-	h.net.swarm.SetStreamHandler(h.handleStream)
-	h.net.swarm.Notify(&network.NotifyBundle{ConnectedF: func(_ network.Network, c network.Conn) { h.connected(ctx, c) }})
+	h.net.swarm.SetStreamHandler(func(s network.Stream) { h.handleStream(ctx, s) })
+	h.net.swarm.Notify(&network.NotifyBundle{
+		ConnectedF:    func(_ network.Network, c network.Conn) { h.connected(ctx, c) },
+		DisconnectedF: func(_ network.Network, c network.Conn) { h.guestLeft(c) },
+	})
 	go h.events.run(h.stop)
 	for _, l := range cfg.Listen {
 		if err := h.net.listen(l); err != nil {
@@ -111,6 +115,13 @@ func (h *Host) spawnLocked(f func()) bool {
 	}
 	h.wg.Go(f)
 	return true
+}
+
+// closeLocked closes a connection, which may take a moment.
+func (h *Host) closeLocked(c network.Conn) {
+	if !h.spawnLocked(func() { c.Close() }) {
+		c.Close()
+	}
 }
 
 // now is the time since the host started, on the monotonic clock.
@@ -191,15 +202,15 @@ func (h *Host) blame(m *member, what string) {
 	h.refuseLocked(m, fmt.Sprintf("it sent %d times what no honest peer sends, last %s", m.bad, what))
 }
 
-// gater lets members through and nobody else.
+// gater lets members through, and guests where they are welcome.
 type gater struct{ h *Host }
 
-func (g gater) admit(id peer.ID, addr ma.Multiaddr) bool {
+func (g gater) admit(dir network.Direction, id peer.ID, addr ma.Multiaddr) bool {
 	g.h.mu.Lock()
 	why := ""
 	switch m := g.h.roster.of[id]; {
 	case m == nil:
-		why = "it is not on the roster of this job"
+		why = g.h.turnGuestLocked(dir, addr)
 	case m == g.h.self:
 		why = "it has this peer's own identity: start each peer with a key of its own"
 	case m.expelled || time.Now().Before(m.refused):
@@ -240,13 +251,15 @@ type Stats struct {
 	Silent                          uint64 // members disconnected because no heartbeat came
 	Refused                         uint64 // connections turned away
 	Banned                          uint64 // members refused for Penalty
+	Guests                          uint64 // requests to join that were answered
+	GuestsRefused                   uint64 // and those that were not, for their number or what they sent
 	KeptMessages, KeptBytes         int    // now
 	Connected                       int    // members, now
 }
 
 type counters struct {
 	messageIn, messageOut, bodyIn, bodyOut, messagesIn, messagesOut, delivered, duplicates, stale, bad, notYet, notYetLost,
-	badBodies, malformed, oversize, slow, silent, refused, banned atomic.Uint64
+	badBodies, malformed, oversize, slow, silent, refused, banned, guests, guestsRefused atomic.Uint64
 }
 
 // Stats returns the counts so far.
@@ -259,6 +272,7 @@ func (h *Host) Stats() Stats {
 		Duplicates: c.duplicates.Load(), Stale: c.stale.Load(), Bad: c.bad.Load(), NotYet: c.notYet.Load(), NotYetLost: c.notYetLost.Load(), BadBodies: c.badBodies.Load(),
 		Malformed: c.malformed.Load(), Oversize: c.oversize.Load(), Slow: c.slow.Load(), Silent: c.silent.Load(),
 		Refused: c.refused.Load(), Banned: c.banned.Load(),
+		Guests: c.guests.Load(), GuestsRefused: c.guestsRefused.Load(),
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()

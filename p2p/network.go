@@ -179,8 +179,8 @@ func (g gater) InterceptAddrDial(peer.ID, ma.Multiaddr) bool { return true }
 
 func (g gater) InterceptAccept(network.ConnMultiaddrs) bool { return true }
 
-func (g gater) InterceptSecured(_ network.Direction, id peer.ID, c network.ConnMultiaddrs) bool {
-	return g.admit(id, c.RemoteMultiaddr())
+func (g gater) InterceptSecured(dir network.Direction, id peer.ID, c network.ConnMultiaddrs) bool {
+	return g.admit(dir, id, c.RemoteMultiaddr())
 }
 
 func (g gater) InterceptUpgraded(network.Conn) (bool, control.DisconnectReason) { return true, 0 }

@@ -76,8 +76,15 @@ func (h *Host) connected(ctx context.Context, c network.Conn) {
 	s.heard.Store(int64(h.now()))
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	s.member = h.roster.of[c.RemotePeer()] // nil: it is no member any more
-	if s.member == nil || !h.spawnLocked(func() { h.runSession(ctx, s) }) {
+	if s.member = h.roster.of[c.RemotePeer()]; s.member == nil {
+		if h.turnGuestLocked(c.Stat().Direction, c.RemoteMultiaddr()) == "" {
+			h.welcomeLocked(c)
+		} else {
+			h.closeLocked(c)
+		}
+		return
+	}
+	if !h.spawnLocked(func() { h.runSession(ctx, s) }) {
 		c.Close()
 		return
 	}
@@ -494,38 +501,51 @@ func (h *Host) beatLocked() {
 }
 
 // handleStream takes a stream that a member opened.
-func (h *Host) handleStream(stream network.Stream) {
-	if !h.spawn(func() { h.accept(stream) }) {
+func (h *Host) handleStream(ctx context.Context, stream network.Stream) {
+	if !h.spawn(func() { h.accept(ctx, stream) }) {
 		stream.Reset()
 	}
 }
 
-func (h *Host) accept(stream network.Stream) {
+func (h *Host) accept(ctx context.Context, stream network.Stream) {
+	c := stream.Conn()
+	h.mu.Lock()
+	s, g := h.sessions[c], h.guests[c]
+	h.mu.Unlock()
+	if s == nil {
+		if g == nil {
+			stream.Reset()
+			return
+		}
+		h.attend(ctx, g, stream)
+		return
+	}
 	if err := stream.SetDeadline(time.Now().Add(helloBeats * h.cfg.Heartbeat)); err != nil {
 		stream.Reset()
 		return
 	}
-	protocol, err := acceptHead(stream, messageProtocol, bodyProtocol)
+	protocols := []string{messageProtocol, bodyProtocol}
+	if h.cfg.Guests != nil {
+		protocols = append(protocols, joinProtocol)
+	}
+	protocol, err := acceptHead(stream, protocols...)
 	if err == nil {
 		err = stream.SetProtocol(protocolID(protocol))
 	}
-	h.mu.Lock()
-	s := h.sessions[stream.Conn()]
-	h.mu.Unlock()
-	if err != nil || s == nil {
-		stream.Reset()
-		return
-	}
-	if protocol == bodyProtocol {
+	switch {
+	case err != nil:
+	case protocol == bodyProtocol:
 		h.serve(s, stream)
 		return
-	}
-	if !s.dialled {
+	case protocol == joinProtocol:
+		h.attendMember(ctx, stream)
+		return
+	case !s.dialled:
 		select {
 		case s.inbound <- stream:
 			return
-		default:
+		default: // a second one
 		}
 	}
-	stream.Reset() // a second one, or one from the side that does not open it
+	stream.Reset()
 }
