@@ -136,9 +136,10 @@ func (c *computer) average(ctx context.Context, height uint64, parent round.Reco
 		return averaged{}, err
 	}
 	window := c.job.Functions.Concurrency
-	event, err := c.event(parent)
+	parameters, _ := c.store.stateKeys(parent)
+	event, err := c.event(parameters)
 	if err != nil {
-		return averaged{}, err
+		return averaged{}, fmt.Errorf("the parameters after round %d: %w", parent.Height, err)
 	}
 	acc := c.store.key("gradient/" + strconv.FormatUint(c.serial.Add(1), 10))
 	if err := c.store.db.Accumulator(acc, c.store.params, n, window); err != nil {
@@ -216,10 +217,24 @@ const maxLoss = 1e12
 
 func plausible(loss float64) bool { return loss >= 0 && loss < maxLoss }
 
-// validate evaluates the parameters that follow a record on the validation
-// samples.
-func (c *computer) validate(ctx context.Context, parent round.Record) (round.Validation, error) {
-	event, err := c.event(parent)
+// keepForValidation keeps the parameters that follow a record until validate
+// has evaluated them, while the rounds go on.
+func (c *computer) keepForValidation(r round.Record) error {
+	key, _ := c.store.stateKeys(r)
+	if err := c.store.db.Copy(c.validationKey(r), key); err != nil {
+		return fmt.Errorf("the parameters after round %d: %w", r.Height, err)
+	}
+	return nil
+}
+
+func (c *computer) validationKey(r round.Record) string {
+	return c.store.key("validation/" + r.ID().String())
+}
+
+// validate evaluates the parameters that were kept on the validation samples.
+func (c *computer) validate(ctx context.Context, r round.Record) (round.Validation, error) {
+	defer c.store.db.Delete(c.validationKey(r))
+	event, err := c.event(c.validationKey(r))
 	if err != nil {
 		return round.Validation{}, err
 	}
@@ -229,20 +244,20 @@ func (c *computer) validate(ctx context.Context, parent round.Record) (round.Val
 	for i := range event.Rows {
 		event.Rows[i] = i
 	}
-	r, err := c.invoke(ctx, event)
+	result, err := c.invoke(ctx, event)
 	if err != nil {
 		return round.Validation{}, fmt.Errorf("validating: %w", err)
 	}
-	v, err := validation(r, c.samples)
+	v, err := validated(result, c.samples)
 	if err != nil {
 		return round.Validation{}, fmt.Errorf("validating: %w", err)
 	}
 	return v, nil
 }
 
-// validation checks what a function says about so many samples: others would
+// validated checks what a function says about so many samples: others would
 // refuse a message with what cannot be.
-func validation(r gradient.Result, samples int) (round.Validation, error) {
+func validated(r gradient.Result, samples int) (round.Validation, error) {
 	if !plausible(r.Loss) {
 		return round.Validation{}, fmt.Errorf("the loss %v is not between 0 and %v", r.Loss, float64(maxLoss))
 	}
@@ -252,15 +267,14 @@ func validation(r gradient.Result, samples int) (round.Validation, error) {
 	return round.Validation{LossMicro: int64(r.Loss * 1e6), Correct: uint32(r.Correct), Count: uint32(r.Samples)}, nil
 }
 
-// event returns the common event with the parameters that follow a record.
-func (c *computer) event(parent round.Record) (gradient.Event, error) {
+// event returns the common event with these parameters.
+func (c *computer) event(parameters string) (gradient.Event, error) {
 	e := c.base
-	key, _ := c.store.stateKeys(parent)
-	ref, err := c.store.db.Get(key)
+	ref, err := c.store.db.Get(parameters)
 	if err != nil {
-		return e, fmt.Errorf("the parameters after round %d: %w", parent.Height, err)
+		return e, err
 	}
-	e.Parameters.Key, e.Parameters.Version = key, ref.Version()
+	e.Parameters.Key, e.Parameters.Version = parameters, ref.Version()
 	ref.Release()
 	return e, nil
 }

@@ -196,8 +196,9 @@ func TestAverageNotFinite(t *testing.T) {
 	}
 	_, err = p.computer.average(t.Context(), 1, round.Record{Height: 9}, soleShares(p))
 	refused(t, err, "the parameters after round 9")
+	refused(t, p.computer.keepForValidation(round.Record{Height: 9}), "the parameters after round 9")
 	_, err = p.computer.validate(t.Context(), round.Record{Height: 9})
-	refused(t, err, "the parameters after round 9")
+	refused(t, err, "no such key")
 }
 
 // What a peer computes on follows from its shares: how many minibatches, and
@@ -317,6 +318,7 @@ func TestOwnData(t *testing.T) {
 	if avg.hash != treehash.Sum(tensor.Bytes(mean)) || math.Abs(*avg.loss-loss) > 1e-12*loss {
 		t.Errorf("the average is another than by hand; the loss %v, by hand %v", *avg.loss, loss)
 	}
+	check(t, p.computer.keepForValidation(genesis))
 	v, err := p.computer.validate(t.Context(), genesis)
 	check(t, err)
 	if v.Count != 1000 {
@@ -338,16 +340,85 @@ func TestOwnDataRefuses(t *testing.T) {
 	}
 }
 
-func TestValidate(t *testing.T) {
-	p, genesis := aPeer(t, Job{BatchSize: 8})
-	v, err := p.computer.validate(t.Context(), genesis)
-	check(t, err)
-	trained := Trained{Model: p.model, Parameters: floatsOf(t, p.store, treehash.Hash(genesis.Model)), Scale: p.data.Scale, Offset: p.data.Offset}
+// byEvaluation checks a result against an evaluation of the model by hand.
+func byEvaluation(t *testing.T, p *peer, v round.Validation, model round.Record) {
+	t.Helper()
+	trained := Trained{Model: p.model, Parameters: floatsOf(t, p.store, treehash.Hash(model.Model)), Scale: p.data.Scale, Offset: p.data.Offset}
 	_, rows, _ := p.data.Split()
 	accuracy, loss, err := trained.Evaluate(p.data, rows)
 	check(t, err)
 	if int(v.Count) != rows.Len() || float64(v.Correct)/float64(v.Count) != accuracy || math.Abs(float64(v.LossMicro)/1e6-loss) > 2e-6 {
 		t.Errorf("%+v, by hand accuracy %v and loss %v", v, accuracy, loss)
+	}
+}
+
+func TestValidate(t *testing.T) {
+	p, genesis := aPeer(t, Job{BatchSize: 8})
+	check(t, p.computer.keepForValidation(genesis))
+	v, err := p.computer.validate(t.Context(), genesis)
+	check(t, err)
+	byEvaluation(t, p, v, genesis)
+}
+
+// chainOf returns records from one height on, each the parent of the next, with
+// the states of other parameters each.
+func chainOf(t *testing.T, p *peer, seed, from uint64, n int) []round.Record {
+	t.Helper()
+	chain := make([]round.Record, n)
+	for i := range chain {
+		height := from + uint64(i)
+		model, state, err := p.store.putState(tensor.Bytes(random(seed+height, p.store.params)), make([]byte, 4*p.store.state), height)
+		check(t, err)
+		chain[i] = round.Record{Height: height, Model: model, State: state}
+		if i > 0 {
+			chain[i].Parent = chain[i-1].ID()
+		}
+	}
+	return chain
+}
+
+// A result is announced for the model that it is of, and only on the chain that
+// goes on from there.
+func TestValidateFollowsChain(t *testing.T) {
+	p, _ := aPeer(t, Job{BatchSize: 8, ValidateEvery: 10, Rounds: 25})
+	// along tells the machine's parents one by one, and returns the results by
+	// the round in whose announcement they stand.
+	along := func(chain ...round.Record) map[uint64]round.Validation {
+		found := map[uint64]round.Validation{}
+		for _, r := range chain {
+			if v := p.validate(t.Context(), r); v != nil {
+				<-v.done
+				found[r.Height+1] = v.result
+			}
+		}
+		return found
+	}
+	defer p.loop.wg.Wait()
+	chain, other := chainOf(t, p, 0, 5, 20), chainOf(t, p, 99, 5, 20)
+	twice := append(slices.Clone(chain[:8]), chain[7:]...) // a slot that is tried again
+	v := along(twice...)
+	if len(v) != 2 {
+		t.Fatalf("results in the rounds %v", v)
+	}
+	byEvaluation(t, p, v[18], chain[5])
+	byEvaluation(t, p, v[25], chain[15]) // the last round, though less than eight are over
+	if v := along(chain[6:15]...); len(v) != 0 {
+		t.Errorf("begun after the model's record: %v", v)
+	}
+	if v := along(append(slices.Clone(chain[5:8]), chain[9:15]...)...); len(v) != 0 {
+		t.Errorf("a record is missing in between: %v", v)
+	}
+	if v := along(append(slices.Clone(chain[5:9]), other[9:15]...)...); len(v) != 0 {
+		t.Errorf("on another branch: %v", v)
+	}
+	v = along(append(slices.Clone(chain[5:9]), other[5:15]...)...)
+	if len(v) != 1 {
+		t.Fatalf("results in the rounds %v", v)
+	}
+	byEvaluation(t, p, v[18], other[5])
+	p.loop.wg.Wait()
+	if keys := p.db.Keys(p.store.key("validation/")); len(keys) != 2 { // images and labels
+		t.Errorf("left: %v", keys)
 	}
 }
 

@@ -29,7 +29,7 @@ func runOf(t testing.TB, job Job) string {
 // impossible would end the peer.
 func TestImpossibleValidation(t *testing.T) {
 	good := gradient.Result{Loss: 0.25, Correct: 900, Samples: 1000}
-	v, err := validation(good, 1000)
+	v, err := validated(good, 1000)
 	check(t, err)
 	if want := (round.Validation{LossMicro: 250_000, Correct: 900, Count: 1000}); v != want {
 		t.Errorf("validation is %+v, want %+v", v, want)
@@ -46,7 +46,7 @@ func TestImpossibleValidation(t *testing.T) {
 	} {
 		r := good
 		spoil(&r)
-		if v, err := validation(r, 1000); err == nil {
+		if v, err := validated(r, 1000); err == nil {
 			t.Errorf("%s: accepted as %+v", name, v)
 		}
 	}

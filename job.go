@@ -53,7 +53,7 @@ type Job struct {
 	// from 0 to 1, reaches it. Zero, the default, means that it does not.
 	TargetAccuracy float64 `yaml:"target_accuracy"`
 	// ValidateEvery is the number of rounds from one validation to the next.
-	// Default 25.
+	// The peers agree on its result up to 8 rounds later. Default 25.
 	ValidateEvery int `yaml:"validate_every"`
 	// Shards says which training samples a peer computes on. "epoch", the
 	// default: every epoch is shuffled as a whole and dealt out to all peers
@@ -218,6 +218,35 @@ func (j *Job) optimizerAt(round uint64) optim.Config {
 		c.LR = float32(float64(c.LR) * float64(left) / float64(j.Cooldown+1))
 	}
 	return c
+}
+
+// validationLag is how many rounds a validation has at most until its result
+// is announced, so that no round waits for it.
+const validationLag = 8
+
+// validates reports whether the model of a round is validated, and in which
+// round's announcements the result stands: before the next validation begins,
+// and before the run ends.
+func (j *Job) validates(model uint64) (announced uint64, ok bool) {
+	every, rounds := uint64(j.ValidateEvery), uint64(j.Rounds)
+	if model == 0 || model%every != 0 || model >= rounds {
+		return 0, false
+	}
+	return min(model+min(validationLag, every), rounds), true
+}
+
+// validated returns the round whose model's validation stands in the
+// announcements of a round: 0 if there is none.
+func (j *Job) validated(announced uint64) (model uint64) {
+	if announced == 0 {
+		return 0
+	}
+	every := uint64(j.ValidateEvery)
+	model = (announced - 1) / every * every // the last that may be complete
+	if at, ok := j.validates(model); ok && at == announced {
+		return model
+	}
+	return 0
 }
 
 // open returns the model and the data set of a resolved job, checked against

@@ -5,6 +5,7 @@ import (
 	"io/fs"
 	"math"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -37,6 +38,33 @@ func TestByzantineByPeers(t *testing.T) {
 		check(t, j.Resolve())
 		if j.Byzantine != want {
 			t.Errorf("%d peers withstand %d liars, want %d", peers, j.Byzantine, want)
+		}
+	}
+}
+
+// The models of every so manieth round are validated, each is announced once,
+// before the next is begun and before the run ends.
+func TestValidates(t *testing.T) {
+	for every := 1; every < 30; every++ {
+		for rounds := 1; rounds < 70; rounds++ {
+			j := Job{ValidateEvery: every, Rounds: rounds}
+			var got, want []uint64
+			for model := every; model < rounds; model += every {
+				want = append(want, uint64(model))
+			}
+			for height := range uint64(rounds + 10) {
+				model := j.validated(height)
+				if model == 0 {
+					continue
+				}
+				got = append(got, model)
+				if at, ok := j.validates(model); !ok || at != height || height <= model || height > model+validationLag || height > model+uint64(every) || height > uint64(rounds) {
+					t.Fatalf("every %d of %d: the model of %d is announced at %d, and at %d", every, rounds, model, height, at)
+				}
+			}
+			if !slices.Equal(got, want) {
+				t.Fatalf("every %d of %d: validated %v, want %v", every, rounds, got, want)
+			}
 		}
 	}
 }

@@ -41,6 +41,18 @@ type loop struct {
 	stop     map[string]context.CancelFunc // of work that the machine may replace or drop
 	finished *round.Finished
 	writing  atomic.Bool // a checkpoint
+
+	validation *validation // the last that was begun on this chain, or nil
+}
+
+// validation is one of the model that follows a record, for the chain that goes
+// on from there.
+type validation struct {
+	record round.Record
+	last   round.Hash // the record up to which this peer followed that chain
+	stop   context.CancelFunc
+	done   chan struct{}    // closed at the end
+	result round.Validation // Count 0: there is none
 }
 
 // result is what a goroutine found, and an error that ends the peer.
@@ -295,7 +307,8 @@ func (p *peer) act(ctx context.Context, a round.Action) error {
 		}
 	case round.Compute:
 		parent := l.records[a.Parent] // one that is not kept has no state: that fails there
-		p.background(ctx, "compute", func(ctx context.Context) result { return p.compute(ctx, a, parent) })
+		v := p.validate(ctx, parent)
+		p.background(ctx, "compute", func(ctx context.Context) result { return p.compute(ctx, a, parent, v) })
 	case round.Fetch:
 		p.background(ctx, "fetch/"+a.Gradient.String(), func(ctx context.Context) result { return p.fetch(ctx, a) })
 	case round.Apply:
@@ -337,23 +350,58 @@ func (p *peer) background(ctx context.Context, name string, f func(ctx context.C
 	}()
 }
 
-// compute computes this peer's average and, where it is due, a validation of
-// the parent's model.
-func (p *peer) compute(ctx context.Context, a round.Compute, parent round.Record) result {
-	failed := result{event: round.GradientFailed{Slot: a.Slot, Parent: a.Parent}}
-	var validation round.Validation
-	validated := make(chan error, 1)
-	if parent.Height > 0 && parent.Height%uint64(p.job.ValidateEvery) == 0 {
-		go func() { // ends with validated
-			v, err := p.computer.validate(ctx, parent)
-			validation = v
-			validated <- err
-		}()
-	} else {
-		validated <- nil
+// validate begins the validation of the model after a record where one is due,
+// and returns the one whose result the next announcement tells, nil if none.
+// It goes on beside the rounds: a validation takes as long as several of them.
+func (p *peer) validate(ctx context.Context, parent round.Record) *validation {
+	l, id := &p.loop, parent.ID()
+	if v := l.validation; v != nil && v.last != id && v.last != parent.Parent { // it is of another branch
+		v.stop()
+		l.validation = nil
 	}
+	if _, due := p.job.validates(parent.Height); due && (l.validation == nil || l.validation.record.ID() != id) {
+		l.validation = p.beginValidation(ctx, parent)
+	}
+	v := l.validation
+	if v == nil {
+		return nil
+	}
+	v.last = id
+	if p.job.validated(parent.Height+1) != v.record.Height {
+		return nil
+	}
+	return v
+}
+
+func (p *peer) beginValidation(ctx context.Context, r round.Record) *validation {
+	v := &validation{record: r, done: make(chan struct{})}
+	ctx, v.stop = context.WithCancel(ctx)
+	if err := p.computer.keepForValidation(r); err != nil {
+		p.warn("round %d: no validation: %v", r.Height, err)
+		v.stop()
+		close(v.done)
+		return v
+	}
+	p.loop.wg.Add(1)
+	go func() {
+		defer p.loop.wg.Done()
+		defer close(v.done)
+		defer v.stop()
+		result, err := p.computer.validate(ctx, r)
+		if err == nil {
+			v.result = result
+		} else if ctx.Err() == nil {
+			p.warn("round %d: no validation: %v", r.Height, err)
+		}
+	}()
+	return v
+}
+
+// compute computes this peer's average, and waits for the validation whose
+// result is announced with it.
+func (p *peer) compute(ctx context.Context, a round.Compute, parent round.Record, v *validation) result {
+	failed := result{event: round.GradientFailed{Slot: a.Slot, Parent: a.Parent}}
 	avg, err := p.computer.average(ctx, a.Height, parent, p.sharesAt(parent))
-	verr := <-validated
 	if err == nil {
 		failed.done = avg.release
 	}
@@ -364,13 +412,18 @@ func (p *peer) compute(ctx context.Context, a round.Compute, parent round.Record
 		p.warn("round %d: no gradient: %v", a.Height, err)
 		return failed
 	}
-	if verr != nil {
-		p.warn("round %d: no validation: %v", parent.Height, verr)
-		validation = round.Validation{}
+	var told round.Validation
+	if v != nil {
+		select {
+		case <-v.done:
+			told = v.result
+		case <-ctx.Done():
+			return failed
+		}
 	}
 	codec, size := p.store.codec()
 	return result{loss: avg.loss, height: a.Height, done: avg.release, event: round.GradientReady{
-		Slot: a.Slot, Parent: a.Parent, Gradient: avg.hash, Bytes: uint64(size), Codec: codec, Validation: validation,
+		Slot: a.Slot, Parent: a.Parent, Gradient: avg.hash, Bytes: uint64(size), Codec: codec, Validation: told,
 	}}
 }
 
@@ -503,9 +556,9 @@ func (p *peer) adopt(ctx context.Context, a round.Adopt) {
 		e.Loss = &loss
 	}
 	p.emit(e)
-	if v := a.Record.Validation; v.Count > 0 {
+	if v, model := a.Record.Validation, p.job.validated(a.Record.Height); v.Count > 0 && model > 0 {
 		accuracy, loss := float64(v.Correct)/float64(v.Count), float64(v.LossMicro)/1e6
-		p.emit(Event{Event: "validation", Round: a.Record.Height - 1, Accuracy: &accuracy, Loss: &loss})
+		p.emit(Event{Event: "validation", Round: model, Accuracy: &accuracy, Loss: &loss})
 	}
 	for height := range l.losses {
 		if height+2 < a.Record.Height {

@@ -109,7 +109,7 @@ type (
 		Gradient   Hash
 		Bytes      uint64
 		Codec      uint8
-		Validation Validation // of the parent's model; Count 0: none
+		Validation Validation // for the announcement; Count 0: none
 	}
 	// GradientFailed answers Compute: there will be none for this slot.
 	GradientFailed struct {

@@ -108,7 +108,7 @@ type Announce struct {
 	Gradient   Hash
 	Bytes      uint64
 	Codec      uint8
-	Validation Validation // of the parent's model, not of the gradient
+	Validation Validation // of a model of this chain that the host knows by the height
 	BaseModel  Hash       // the parent's model
 }
 
