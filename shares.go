@@ -3,6 +3,7 @@ package spirt
 import (
 	"fmt"
 
+	"github.com/spirt-ml/spirt/internal/membership"
 	"github.com/spirt-ml/spirt/internal/round"
 )
 
@@ -22,6 +23,17 @@ func equalShares(peers, minibatches int) shares {
 	s := make(shares, peers)
 	for i := range s {
 		s[i] = share{member: i, minibatches: minibatches}
+	}
+	return s
+}
+
+// sharesOf returns the shares under a roster's members. Who has no number there
+// computes the job's.
+func sharesOf(members []membership.Member, minibatches int) shares {
+	s := make(shares, len(members))
+	for i, m := range members {
+		s[i] = share{member: int(m.Index), minibatches: int(m.Minibatches), private: m.Private}
+		orInt(&s[i].minibatches, minibatches)
 	}
 	return s
 }

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/spirt-ml/spirt/dataset"
+	"github.com/spirt-ml/spirt/internal/membership"
 	"github.com/spirt-ml/spirt/internal/round"
 )
 
@@ -103,6 +104,16 @@ func TestSharesPart(t *testing.T) {
 		if wantLo, wantHi := 7001*member/4, 7001*(member+1)/4; lo != wantLo || hi != wantHi {
 			t.Errorf("member %d of equal ones has %d to %d, not %d to %d", member, lo, hi, wantLo, wantHi)
 		}
+	}
+}
+
+func TestSharesOf(t *testing.T) {
+	got := sharesOf([]membership.Member{{Index: 0}, {Index: 2, Minibatches: 3}, {Index: 9, Private: true}}, 4)
+	if want := (shares{{0, 4, false}, {2, 3, false}, {9, 4, true}}); !slices.Equal(got, want) {
+		t.Errorf("%+v, want %+v", got, want)
+	}
+	if got := sharesOf(make([]membership.Member, 1), 1<<16)[0].minibatches; got != 1<<16 {
+		t.Errorf("%d minibatches", got)
 	}
 }
 
