@@ -1,7 +1,6 @@
 package spirt
 
 import (
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -10,12 +9,14 @@ import (
 
 // Names in a run folder; docs/run-folder.md describes them.
 const (
-	jobFile    = "job.yaml"
-	rosterFile = "roster.yaml"
-	eventsFile = "events.jsonl"
-	modelFile  = "model.safetensors"
-	recordFile = "run.json"
-	peersDir   = "peers"
+	jobFile     = "job.yaml"
+	genesisFile = "genesis"
+	rostersDir  = "rosters"
+	adminFile   = "admin.key"
+	eventsFile  = "events.jsonl"
+	modelFile   = "model.safetensors"
+	recordFile  = "run.json"
+	peersDir    = "peers"
 
 	// in peers/<n>
 	keyFile       = "key"
@@ -33,14 +34,6 @@ func peerDir(run string, n int) string {
 }
 
 func dirOf(path string) string { return filepath.Dir(path) }
-
-// checkPeer returns an error unless n names one of a job's peers.
-func checkPeer(n, peers int) error {
-	if n < 1 || n > peers {
-		return fmt.Errorf("peer %d: the job has the peers 1 to %d", n, peers)
-	}
-	return nil
-}
 
 // absoluteData returns the name of a data set with a folder that means the
 // same wherever a peer is started again. A shell leaves the ~ in idx:~/x.

@@ -175,7 +175,7 @@ func Eval(dir, data string) (Event, error) {
 	}
 	whole := data != ""
 	if !whole {
-		job, err := LoadJob(filepath.Join(dir, jobFile))
+		job, _, err := loadJob(dir)
 		if err != nil {
 			return Event{}, err
 		}

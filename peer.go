@@ -100,10 +100,11 @@ func openPeer(cfg PeerConfig) (_ *peer, err error) {
 			err = errors.Join(err, p.close())
 		}
 	}()
-	if p.job, err = LoadJob(filepath.Join(cfg.Run, jobFile)); err != nil {
+	var rosters *rosters
+	if p.job, rosters, err = loadJob(cfg.Run); err != nil {
 		return nil, err
 	}
-	if err := checkPeer(p.n, p.job.Peers); err != nil {
+	if p.ids, err = loadIdentities(cfg.Run, p.n, rosters); err != nil {
 		return nil, err
 	}
 	unlock, err := lockPeer(p.dir, p.n)
@@ -118,9 +119,6 @@ func openPeer(cfg PeerConfig) (_ *peer, err error) {
 		if p.own, err = p.job.openOwn(absoluteData(cfg.Data), p.model.Spec()); err != nil {
 			return nil, err
 		}
-	}
-	if p.ids, err = loadIdentities(cfg.Run, p.n, p.job, p.model.Spec()); err != nil {
-		return nil, err
 	}
 	if p.events, err = openEventLog(filepath.Join(cfg.Run, eventsFile)); err != nil {
 		return nil, err

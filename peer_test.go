@@ -113,7 +113,17 @@ func TestRunPeer(t *testing.T) {
 	b, err := os.ReadFile(path)
 	check(t, err)
 	check(t, os.WriteFile(path, []byte(strings.Replace(string(b), "rounds: 7", "rounds: 8", 1)), 0o644))
-	refused(t, RunPeer(t.Context(), alone(dir)), "of another job", databaseDir, "restore the job file")
+	refused(t, RunPeer(t.Context(), alone(dir)), jobFile, "restore the job file")
+	check(t, os.Remove(path))
+	other := runOf(t, smallJob(7))
+	for _, name := range []string{genesisFile, rostersDir} { // with the same peer
+		check(t, os.RemoveAll(filepath.Join(dir, name)))
+		check(t, os.Rename(filepath.Join(other, name), filepath.Join(dir, name)))
+	}
+	key := filepath.Join(peerDir(dir, 1), keyFile)
+	check(t, os.Remove(key))
+	check(t, os.Rename(filepath.Join(peerDir(other, 1), keyFile), key))
+	refused(t, RunPeer(t.Context(), alone(dir)), "of another job", databaseDir)
 }
 
 // runUntil runs the peer of a folder until it reports a round, then interrupts

@@ -8,11 +8,10 @@ import (
 	"path/filepath"
 	"reflect"
 	"runtime"
-	"strings"
 	"testing"
 
-	"github.com/goccy/go-yaml"
-
+	"github.com/spirt-ml/spirt/internal/membership"
+	"github.com/spirt-ml/spirt/internal/treehash"
 	"github.com/spirt-ml/spirt/nn"
 	"github.com/spirt-ml/spirt/p2p"
 )
@@ -26,10 +25,18 @@ func specOf(t testing.TB, model string) nn.Spec {
 
 func TestIdentities(t *testing.T) {
 	job := DefaultJob()
-	dir, spec := runOf(t, job), specOf(t, "lenet5")
+	dir := runOf(t, job)
+	load := func(dir string, n int) (identities, error) {
+		got, rosters, err := loadJob(dir)
+		check(t, err)
+		if got != job {
+			t.Errorf("the job became %+v", got)
+		}
+		return loadIdentities(dir, n, rosters)
+	}
 	var first identities
 	for n := 1; n <= job.Peers; n++ {
-		ids, err := loadIdentities(dir, n, job, spec)
+		ids, err := load(dir, n)
 		check(t, err)
 		if n == 1 {
 			first = ids
@@ -41,55 +48,74 @@ func TestIdentities(t *testing.T) {
 			t.Errorf("peer %d is not member %d", n, n)
 		}
 	}
-	other, err := loadIdentities(runOf(t, job), 1, job, spec)
+	latest, start := first.rosters.latest()
+	if latest != start || latest.F != 1 || len(latest.Members) != 4 || latest.Hash() != first.roster {
+		t.Errorf("the roster is %+v", latest)
+	}
+	other, err := load(runOf(t, job), 1)
 	check(t, err)
-	if other.job != first.job || other.roster == first.roster {
-		t.Error("two runs of one job have one job and two rosters")
+	if other.job == first.job || other.roster == first.roster {
+		t.Error("two runs have one name")
 	}
 }
 
 func TestIdentitiesRefused(t *testing.T) {
 	job := DefaultJob()
-	spec := specOf(t, "lenet5")
 	key := func(dir string, n int) string { return filepath.Join(peerDir(dir, n), keyFile) }
 	read := func(path string) []byte {
 		b, err := os.ReadFile(path)
 		check(t, err)
 		return b
 	}
-	roster := func(dir string, change func(lines []string) []string) {
-		path := filepath.Join(dir, rosterFile)
-		lines := strings.Split(strings.TrimSpace(string(read(path))), "\n") // comment, members:, one line each
-		check(t, os.WriteFile(path, []byte(strings.Join(change(lines), "\n")+"\n"), 0o644))
+	roster := func(dir string) string {
+		entries, err := os.ReadDir(filepath.Join(dir, rostersDir))
+		check(t, err)
+		if len(entries) != 1 {
+			t.Fatalf("%d rosters", len(entries))
+		}
+		return filepath.Join(dir, rostersDir, entries[0].Name())
 	}
 	for name, c := range map[string]struct {
 		peer int
 		harm func(dir string)
 		says []string
 	}{
-		"key of another peer":    {1, func(dir string) { check(t, os.WriteFile(key(dir, 1), read(key(dir, 2)), 0o600)) }, []string{"the key of peer 1 is not the one in", rosterFile, "refused by the others"}},
-		"no key":                 {1, func(dir string) { check(t, os.Remove(key(dir, 1))) }, []string{key("", 1)}},
-		"garbage key":            {1, func(dir string) { check(t, os.WriteFile(key(dir, 1), []byte("key"), 0o600)) }, []string{key("", 1)}},
-		"no roster":              {1, func(dir string) { check(t, os.Remove(filepath.Join(dir, rosterFile))) }, []string{rosterFile}},
-		"a member too few":       {1, func(dir string) { roster(dir, func(l []string) []string { return l[:len(l)-1] }) }, []string{rosterFile, "3 members", "4 peers"}},
-		"a member too many":      {1, func(dir string) { roster(dir, func(l []string) []string { return append(l, l[2]) }) }, []string{rosterFile, "5 members", "4 peers"}},
-		"members in other order": {1, func(dir string) { roster(dir, func(l []string) []string { l[2], l[3] = l[3], l[2]; return l }) }, []string{"the key of peer 1"}},
-		"garbage member":         {1, func(dir string) { roster(dir, func(l []string) []string { l[3] = "- 12D3Koo"; return l }) }, []string{rosterFile, "member 2", "12D3Koo"}},
-		"another field":          {1, func(dir string) { roster(dir, func(l []string) []string { return append(l, "peers: 4") }) }, []string{rosterFile, "[7:1]", "peers"}},
-		"peer 0":                 {0, func(string) {}, []string{"peer 0", "1 to 4"}},
-		"peer 5":                 {5, func(string) {}, []string{"peer 5", "1 to 4"}},
+		"key of another peer":   {1, func(dir string) { check(t, os.WriteFile(key(dir, 1), read(key(dir, 2)), 0o600)) }, []string{"the key of peer 1 is not the one in", rostersDir, "refused by the others"}},
+		"no key":                {1, func(dir string) { check(t, os.Remove(key(dir, 1))) }, []string{key("", 1)}},
+		"garbage key":           {1, func(dir string) { check(t, os.WriteFile(key(dir, 1), []byte("key"), 0o600)) }, []string{key("", 1)}},
+		"no genesis":            {1, func(dir string) { check(t, os.Remove(filepath.Join(dir, genesisFile))) }, []string{"no job in", genesisFile}},
+		"garbage genesis":       {1, func(dir string) { check(t, os.WriteFile(filepath.Join(dir, genesisFile), []byte("x"), 0o644)) }, []string{genesisFile}},
+		"no roster":             {1, func(dir string) { check(t, os.Remove(roster(dir))) }, []string{"no roster in", rostersDir}},
+		"garbage roster":        {1, func(dir string) { check(t, os.WriteFile(roster(dir), []byte("x"), 0o644)) }, []string{rostersDir}},
+		"roster of another job": {1, func(dir string) { check(t, os.WriteFile(roster(dir), read(roster(runOf(t, job))), 0o644)) }, []string{rostersDir, "it is of job"}},
+		"a changed roster": {1, func(dir string) {
+			r, err := membership.DecodeRoster(read(roster(dir)))
+			check(t, err)
+			r.Members[2].Minibatches = 9
+			check(t, os.WriteFile(roster(dir), r.Encode(), 0o644))
+		}, []string{rostersDir, "the signature of admin 1 is not right"}},
+		"another job file": {1, func(dir string) {
+			check(t, os.WriteFile(filepath.Join(dir, jobFile), []byte("rounds: 7\n"), 0o644))
+		}, []string{jobFile, "restore the job file"}},
+		"peer 0": {0, func(string) {}, []string{"peer 0", "1 to 4"}},
+		"peer 5": {5, func(string) {}, []string{"peer 5", "1 to 4"}},
 	} {
 		t.Run(name, func(t *testing.T) {
 			dir := runOf(t, job)
 			c.harm(dir)
-			_, err := loadIdentities(dir, c.peer, job, spec)
+			_, rosters, err := loadJob(dir)
+			if err == nil {
+				_, err = loadIdentities(dir, c.peer, rosters)
+			}
 			refused(t, err, c.says...)
 		})
 	}
 	t.Run("a key that others can read", func(t *testing.T) {
 		dir := runOf(t, job)
 		check(t, os.Chmod(key(dir, 1), 0o644))
-		_, err := loadIdentities(dir, 1, job, spec)
+		_, rosters, err := loadJob(dir)
+		check(t, err)
+		_, err = loadIdentities(dir, 1, rosters)
 		if runtime.GOOS == "windows" { // has no such modes
 			check(t, err)
 			return
@@ -98,49 +124,117 @@ func TestIdentitiesRefused(t *testing.T) {
 	})
 }
 
-// fixedMembers are the same at every call.
-func fixedMembers(n int) []ed25519.PublicKey {
-	members := make([]ed25519.PublicKey, n)
-	for i := range members {
-		members[i] = ed25519.NewKeyFromSeed(bytes.Repeat([]byte{byte(i + 1)}, ed25519.SeedSize)).Public().(ed25519.PublicKey)
+// What comes over the network is kept in the folder, and what another process
+// puts there is found.
+func TestRosters(t *testing.T) {
+	dir := runOf(t, DefaultJob())
+	_, here, err := loadJob(dir)
+	check(t, err)
+	_, there, err := loadJob(dir)
+	check(t, err)
+	admin, err := p2p.LoadKey(filepath.Join(dir, adminFile))
+	check(t, err)
+	latest, start := here.latest()
+	next := latest.Successor()
+	next.Remove(3)
+	_, err = here.add(next)
+	refused(t, err, "0 admins have signed it")
+	check(t, next.Sign(here.genesis, admin))
+	for i := range 2 {
+		added, err := here.add(next)
+		check(t, err)
+		if added != (i == 0) {
+			t.Errorf("added %v at time %d", added, i+1)
+		}
 	}
-	return members
+	found, err := there.rescan()
+	check(t, err)
+	if len(found) != 1 || found[0].Hash() != next.Hash() {
+		t.Errorf("found %v", found)
+	}
+	if again, err := there.rescan(); err != nil || len(again) != 0 {
+		t.Errorf("found again %v, %v", again, err)
+	}
+	latest, started := there.latest()
+	if latest.Hash() != next.Hash() || started.Hash() != start.Hash() || there.get(next.Hash()) == nil || len(there.all()) != 2 {
+		t.Errorf("%+v", latest)
+	}
+	if keys, ok := there.members(next.Hash()); !ok || len(keys) != 3 {
+		t.Errorf("keys %v", keys)
+	}
+	if _, ok := there.members(treehash.Hash{}); ok {
+		t.Error("an unknown roster is known")
+	}
 }
 
-// The names must not change from one version to the next: peers of both would
-// refuse each other. Who changes what is agreed on changes arithmeticVersion
-// or the domain, and these.
-func TestNameJobGolden(t *testing.T) {
-	job, roster, err := nameJob(DefaultJob(), specOf(t, "lenet5"), fixedMembers(4))
+// A job may come from outside: what this program would not write itself is
+// refused.
+func TestJobOfRefuses(t *testing.T) {
+	g, err := newGenesis(DefaultJob(), ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)).Public().(ed25519.PublicKey))
 	check(t, err)
-	const wantJob, wantRoster = "eb7ad124da7f20135b7211b05ecbedb7885d6f6dde4b121def8c27235dfe9a92",
-		"3f247b69964776d077740879bbc63a2b639e0dbabd6e140064ffd3eaafbc6620"
-	if job.String() != wantJob || roster.String() != wantRoster {
-		t.Errorf("the default job is named\n%s\nand its roster\n%s", job, roster)
+	job, err := jobOf(g)
+	check(t, err)
+	if job != DefaultJob() {
+		t.Errorf("the job became %+v", job)
+	}
+	for want, harm := range map[string]func(g *membership.Genesis){
+		"arithmetic of version 99": func(g *membership.Genesis) { g.Arithmetic = 99 },
+		"invalid character":        func(g *membership.Genesis) { g.Job = []byte("job") },
+		"peers: 65": func(g *membership.Genesis) {
+			g.Job = bytes.Replace(g.Job, []byte(`"Peers":4`), []byte(`"Peers":65`), 1)
+		},
+		"model": func(g *membership.Genesis) {
+			g.Job = bytes.Replace(g.Job, []byte(`"Model":"lenet5"`), []byte(`"Model":"x"`), 1)
+		},
+		"does not know":   func(g *membership.Genesis) { g.Job = bytes.Replace(g.Job, []byte(`"Peers":4`), []byte(`"Pears":4`), 1) },
+		"does not know: ": func(g *membership.Genesis) { g.Job = append(g.Job, ' ') },
+		"program does not know": func(g *membership.Genesis) {
+			g.Job = bytes.Replace(g.Job, []byte(`"Model":"lenet5"`), []byte(`"Model":"mlp"`), 1)
+		},
+	} {
+		h := *g
+		h.Job = bytes.Clone(g.Job)
+		harm(&h)
+		if bytes.Equal(h.Job, g.Job) && h.Arithmetic == g.Arithmetic {
+			t.Fatalf("%s: nothing was harmed in %s", want, g.Job)
+		}
+		_, err := jobOf(&h)
+		refused(t, err, want)
+	}
+}
+
+// fixedGenesis is the same at every call.
+func fixedGenesis(t testing.TB, job Job) *membership.Genesis {
+	t.Helper()
+	g, err := newGenesis(job, ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)).Public().(ed25519.PublicKey))
+	check(t, err)
+	g.Nonce = [16]byte{}
+	return g
+}
+
+// The name must not change from one version to the next: peers of both would
+// refuse each other. Who changes what is agreed on changes arithmeticVersion,
+// and this.
+func TestJobGolden(t *testing.T) {
+	const want = "ed0541bc4846c99b1c1df21f85c6ab1ab2627d91cf4b4a5678176e5e7708847f"
+	if got := fixedGenesis(t, DefaultJob()).ID().String(); got != want {
+		t.Errorf("the default job is named\n%s", got)
 	}
 }
 
 // Every field of a job is part of its name.
-func TestNameJobDiffers(t *testing.T) {
-	spec, members := specOf(t, "lenet5"), fixedMembers(4)
-	name := func(j Job, spec nn.Spec, members []ed25519.PublicKey) [2]string {
-		job, roster, err := nameJob(j, spec, members)
-		check(t, err)
-		return [2]string{job.String(), roster.String()}
-	}
-	seen := map[string]string{}
-	note := func(what string, names [2]string) {
-		for _, n := range names {
-			if other := seen[n]; other != "" {
-				t.Errorf("%s has a name of %s", what, other)
-			}
-			seen[n] = what
+func TestJobNamesDiffer(t *testing.T) {
+	seen := map[treehash.Hash]string{}
+	note := func(what string, j Job) {
+		h := fixedGenesis(t, j).ID()
+		if other := seen[h]; other != "" {
+			t.Errorf("%s has the name of %s", what, other)
 		}
+		seen[h] = what
 	}
 	base := DefaultJob()
-	first := name(base, spec, members)
-	note("the default job", first)
-	if name(base, spec, members) != first {
+	note("the default job", base)
+	if fixedGenesis(t, base).ID() != fixedGenesis(t, base).ID() {
 		t.Error("one job has two names")
 	}
 	var change func(path string, v reflect.Value, j *Job)
@@ -153,7 +247,11 @@ func TestNameJobDiffers(t *testing.T) {
 				change(at+".", f, j)
 				continue
 			case reflect.String:
-				f.SetString(f.String() + "x")
+				if at == "Model" { // decides the spec too
+					f.SetString("mlp")
+				} else {
+					f.SetString(f.String() + "x")
+				}
 			case reflect.Int, reflect.Int64:
 				f.SetInt(f.Int() + 1)
 			case reflect.Uint64:
@@ -165,19 +263,13 @@ func TestNameJobDiffers(t *testing.T) {
 			default:
 				t.Fatalf("%s is a %v: say here how to change it", at, f.Kind())
 			}
-			note(at, name(*j, spec, members))
+			note(at, *j)
 			f.Set(old)
 		}
 	}
 	change("", reflect.ValueOf(&base).Elem(), &base)
 	if base != DefaultJob() {
 		t.Fatalf("the job was not put back: %+v", base)
-	}
-	note("another spec", name(base, specOf(t, "mlp"), members))
-
-	members[0], members[1] = members[1], members[0]
-	if got := name(base, spec, members); got[0] != first[0] || seen[got[1]] != "" {
-		t.Error("another order of members is the same job and another roster")
 	}
 }
 
@@ -210,30 +302,18 @@ func TestCreateRunRefuses(t *testing.T) {
 	}
 }
 
-func FuzzRoster(f *testing.F) {
-	var r roster
-	for _, m := range fixedMembers(3) {
-		id, err := p2p.ID(m)
-		check(f, err)
-		r.Members = append(r.Members, string(id))
-	}
-	b, err := yaml.Marshal(r)
-	check(f, err)
-	f.Add(b)
-	f.Add([]byte("members: [12D3KooW]\n"))
-	f.Add([]byte("members: &a [*a]\n"))
+func FuzzJobOf(f *testing.F) {
+	f.Add(fixedGenesis(f, DefaultJob()).Job)
+	f.Add([]byte(`{"Job":{"Peers":3},"Spec":{}}`))
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if len(b) > 4096 {
-			return
-		}
-		members, err := parseRoster(b)
+		job, err := jobOf(&membership.Genesis{Arithmetic: arithmeticVersion, Job: b})
 		if err != nil {
 			return
 		}
-		for _, m := range members {
-			if len(m) != ed25519.PublicKeySize {
-				t.Errorf("a key of %d bytes", len(m))
-			}
+		again := job
+		check(t, again.Resolve())
+		if again != job {
+			t.Error("a job that is not resolved")
 		}
 	})
 }

@@ -97,8 +97,8 @@ func Train(ctx context.Context, job Job, cfg TrainConfig) (Event, error) {
 	return r.finish(interrupted)
 }
 
-// createRun makes the folder of a new run with its job, its identities and
-// its roster.
+// createRun makes the folder of a new run with its job, its identities, its
+// admin key and its roster.
 func createRun(dir string, job Job) error {
 	if err := os.MkdirAll(dirOf(dir), 0o755); err != nil {
 		return err
@@ -108,10 +108,11 @@ func createRun(dir string, job Job) error {
 	} else if err != nil {
 		return fmt.Errorf("making the run folder: %w", err)
 	}
-	if err := writeYAML(filepath.Join(dir, jobFile), "The job of this run, with every default filled in.", job); err != nil {
+	g, admin, err := createJob(dir, job)
+	if err != nil {
 		return err
 	}
-	return createIdentities(dir, job.Peers)
+	return createIdentities(dir, g, admin, job)
 }
 
 // run is a run as the process sees it that started the peers.
