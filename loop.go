@@ -583,7 +583,7 @@ func (p *peer) used() *Usage {
 	s := p.host.Stats()
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.usage.Bytes = int64(s.MessageBytesOut + s.BodyBytesOut)
+	p.usage.Bytes = int64(s.MessageBytesOut + s.HeartbeatBytesOut + s.BodyBytesOut)
 	u := p.usage
 	return &u
 }

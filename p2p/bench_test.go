@@ -53,6 +53,7 @@ func BenchmarkSum45MB(b *testing.B) {
 // others having the message, signature checked.
 func BenchmarkBroadcastLatency(b *testing.B) {
 	g := newGroup(b, 4)
+	g.limits.Rate = 1 << 20 // as fast as it goes
 	hosts := startSilent(b, g)
 	got := make(chan int, 64)
 	for i, h := range hosts[1:] {
@@ -92,6 +93,7 @@ func BenchmarkBroadcastLatency(b *testing.B) {
 // message from each, and each one's body of 247 KB fetched by the others.
 func BenchmarkRound(b *testing.B) {
 	g := newGroup(b, 4)
+	g.limits.Rate = 1 << 20 // as fast as it goes
 	hosts := startSilent(b, g)
 	body := randomBody(61_706 * 4)
 	hash := treehash.Sum(body)

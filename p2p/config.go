@@ -122,6 +122,11 @@ type Limits struct {
 	// Fetch is how long a Fetch takes at most whose context has no deadline.
 	// Zero: 1 min.
 	Fetch time.Duration
+	// Rate is the number of messages that one member may sign in a second, for
+	// long, and Burst at once. What it sends beyond counts like messages that
+	// fail Check; what others pass on of it is dropped. The same rate holds for
+	// what a connection brings that is of no use. Zero: 1000 and 4000.
+	Rate, Burst int
 	// Bad is the number of messages that fail Check, or of false chunks and
 	// manifests, after which a member is disconnected. Zero: 8.
 	Bad int
@@ -153,7 +158,7 @@ func (l Limits) withDefaults(n int) (Limits, error) {
 		{"MessageSize", int64(l.MessageSize)}, {"BodySize", l.BodySize}, {"KeptMessages", int64(l.KeptMessages)},
 		{"KeptBytes", int64(l.KeptBytes)}, {"Queue", int64(l.Queue)}, {"Events", int64(l.Events)},
 		{"BodyStreams", int64(l.BodyStreams)}, {"Serves", int64(l.Serves)}, {"Sources", int64(l.Sources)},
-		{"Chunk", int64(l.Chunk)}, {"Fetch", int64(l.Fetch)}, {"Bad", int64(l.Bad)}, {"Penalty", int64(l.Penalty)},
+		{"Rate", int64(l.Rate)}, {"Burst", int64(l.Burst)}, {"Chunk", int64(l.Chunk)}, {"Fetch", int64(l.Fetch)}, {"Bad", int64(l.Bad)}, {"Penalty", int64(l.Penalty)},
 	} {
 		if f.v < 0 {
 			return l, fmt.Errorf("limit %s is negative (%d): leave it zero for the default", f.name, f.v)
@@ -176,6 +181,8 @@ func (l Limits) withDefaults(n int) (Limits, error) {
 	orDefault(&l.Sources, 3)
 	orDefault(&l.Chunk, 15*time.Second)
 	orDefault(&l.Fetch, time.Minute)
+	orDefault(&l.Rate, 1000)
+	orDefault(&l.Burst, 4000)
 	orDefault(&l.Bad, 8)
 	orDefault(&l.Penalty, time.Minute)
 	return l, nil

@@ -285,9 +285,14 @@ func (h *Host) Forget(belowSlot uint64) {
 
 // receive checks a message, hands it over if it is new, and passes it on to
 // those members that have no connection to its signer. One that cannot be
-// judged yet is held; tries says how often it was before.
-func (h *Host) receive(s *session, data []byte, tries int) {
+// judged yet is held; tries says how often it was before. Useful is false where
+// checking it was in vain.
+func (h *Host) receive(s *session, data []byte, tries int) (useful bool) {
 	h.mu.Lock()
+	if s.dropped && s.member.turnedAway(time.Now()) {
+		h.mu.Unlock() // it is not heard any more, whatever is under way
+		return false
+	}
 	old, raw := h.kept.find(data)
 	if old != nil {
 		h.counts.duplicates.Add(1)
@@ -295,14 +300,14 @@ func (h *Host) receive(s *session, data []byte, tries int) {
 	}
 	h.mu.Unlock()
 	if old != nil {
-		return
+		return true // it cost little
 	}
 	meta, err := h.cfg.Check(data)
 	if errors.Is(err, ErrNotYet) {
 		h.mu.Lock()
 		h.holdLocked(s, data, tries)
 		h.mu.Unlock()
-		return
+		return false
 	}
 	if err == nil && (meta.From < 0 || meta.From > MaxIndex) {
 		err = fmt.Errorf("signed by %d, which is no index", meta.From)
@@ -310,24 +315,43 @@ func (h *Host) receive(s *session, data []byte, tries int) {
 	if err != nil {
 		h.counts.bad.Add(1)
 		h.blame(s.member, fmt.Sprintf("a message that fails its check: %v", err))
-		return
+		return false
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	if old := h.kept.byID[meta.ID]; old != nil {
 		h.counts.duplicates.Add(1)
 		s.knows(old)
-		return
+		return true // two had it at once
 	}
-	if h.roster.at[meta.From] == nil && !meta.Sticky && tries < strangerTries {
+	signer := h.roster.at[meta.From]
+	if signer == nil && !meta.Sticky && tries < strangerTries {
 		h.holdLocked(s, data, tries) // of someone who is about to join, or has left
-		return
+		return false
 	}
 	m := &keptMessage{data: data, raw: raw, meta: meta, at: h.now()}
-	if h.closed || h.roster.at[meta.From] == nil && !meta.Sticky || !h.keepLocked(m) {
+	if h.closed || signer == nil && !meta.Sticky || !h.kept.wants(have{meta.ID, meta.From, meta.Slot, meta.Sticky}) {
 		// Not passed on either: else two peers could send it back and forth.
 		h.counts.stale.Add(1)
-		return
+		return false
+	}
+	signed := &h.others
+	if signer != nil {
+		signed = &signer.signed
+	}
+	if !signed.take(m.at, 1, h.cfg.Limits.Rate, h.cfg.Limits.Burst) {
+		if s.member == signer {
+			h.counts.flood.Add(1)
+			h.blameLocked(signer, fmt.Sprintf("more than %d messages a second", h.cfg.Limits.Rate))
+		} else {
+			h.counts.floodRelayed.Add(1)
+		}
+		return false
+	}
+	if !h.keepLocked(m) {
+		signed.spent-- // an old one that someone sends again is not its signer's fault
+		h.counts.stale.Add(1)
+		return false
 	}
 	s.knows(m)
 	h.counts.delivered.Add(1)
@@ -341,6 +365,7 @@ func (h *Host) receive(s *session, data []byte, tries int) {
 			h.sendLocked(t, m, true)
 		}
 	}
+	return true
 }
 
 // Messages that cannot be judged yet are held, of each connection so many.

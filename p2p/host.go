@@ -45,6 +45,7 @@ type Host struct {
 	sessions map[network.Conn]*session // of every member's connection, up or not
 	guests   map[network.Conn]*guest   // strangers, and members that ask to join
 	kept     kept
+	others   bucket        // of messages whose signer is no member
 	gone     chan struct{} // closed when the last session ends after closed
 }
 
@@ -196,6 +197,10 @@ func (h *Host) refuseLocked(m *member, why string) {
 func (h *Host) blame(m *member, what string) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.blameLocked(m, what)
+}
+
+func (h *Host) blameLocked(m *member, what string) {
 	if m.bad++; m.bad < h.cfg.Limits.Bad {
 		return
 	}
@@ -213,7 +218,7 @@ func (g gater) admit(dir network.Direction, id peer.ID, addr ma.Multiaddr) bool 
 		why = g.h.turnGuestLocked(dir, addr)
 	case m == g.h.self:
 		why = "it has this peer's own identity: start each peer with a key of its own"
-	case m.expelled || time.Now().Before(m.refused):
+	case m.turnedAway(time.Now()):
 		why = m.why
 	}
 	g.h.mu.Unlock()
@@ -235,30 +240,34 @@ func (h *Host) reportRefused(id peer.ID, addr ma.Multiaddr, why string) {
 
 // Stats counts what happened since New.
 type Stats struct {
-	MessageBytesIn, MessageBytesOut uint64 // frames on message streams, heartbeats included
-	BodyBytesIn, BodyBytesOut       uint64 // manifests and chunks
-	MessagesIn, MessagesOut         uint64 // as sent over connections, duplicates included
-	Delivered                       uint64 // events of kind Message
-	Duplicates                      uint64 // messages that were here before
-	Stale                           uint64 // messages below Forget's slot, or beyond what is kept of a member
-	Bad                             uint64 // messages that failed Check
-	NotYet                          uint64 // messages that could not be judged when they came
-	NotYetLost                      uint64 // and were dropped, to be asked for again
-	BadBodies                       uint64 // false chunks and manifests
-	Malformed                       uint64 // frames and requests that are not of the protocol
-	Oversize                        uint64 // frames over their bound
-	Slow                            uint64 // members disconnected because their queue was full
-	Silent                          uint64 // members disconnected because no heartbeat came
-	Refused                         uint64 // connections turned away
-	Banned                          uint64 // members refused for Penalty
-	Guests                          uint64 // requests to join that were answered
-	GuestsRefused                   uint64 // and those that were not, for their number or what they sent
-	KeptMessages, KeptBytes         int    // now
-	Connected                       int    // members, now
+	MessageBytesIn, MessageBytesOut     uint64 // frames on message streams, heartbeats excepted
+	HeartbeatBytesIn, HeartbeatBytesOut uint64 // frames with heartbeats
+	BodyBytesIn, BodyBytesOut           uint64 // manifests and chunks
+	MessagesIn, MessagesOut             uint64 // as sent over connections, duplicates included
+	Delivered                           uint64 // events of kind Message
+	Duplicates                          uint64 // messages that were here before
+	Stale                               uint64 // messages below Forget's slot, or beyond what is kept of a member
+	Bad                                 uint64 // messages that failed Check
+	NotYet                              uint64 // messages that could not be judged when they came
+	NotYetLost                          uint64 // and were dropped, to be asked for again
+	Flood                               uint64 // messages beyond Limits.Rate, from their signer
+	FloodRelayed                        uint64 // and from others
+	Paced                               uint64 // times that a connection was read more slowly for what it brought
+	BadBodies                           uint64 // false chunks and manifests
+	Malformed                           uint64 // frames and requests that are not of the protocol
+	Oversize                            uint64 // frames over their bound
+	Slow                                uint64 // members disconnected because their queue was full
+	Silent                              uint64 // members disconnected because no heartbeat came
+	Refused                             uint64 // connections turned away
+	Banned                              uint64 // members refused for Penalty
+	Guests                              uint64 // requests to join that were answered
+	GuestsRefused                       uint64 // and those that were not, for their number or what they sent
+	KeptMessages, KeptBytes             int    // now
+	Connected                           int    // members, now
 }
 
 type counters struct {
-	messageIn, messageOut, bodyIn, bodyOut, messagesIn, messagesOut, delivered, duplicates, stale, bad, notYet, notYetLost,
+	messageIn, messageOut, heartbeatIn, heartbeatOut, flood, floodRelayed, paced, bodyIn, bodyOut, messagesIn, messagesOut, delivered, duplicates, stale, bad, notYet, notYetLost,
 	badBodies, malformed, oversize, slow, silent, refused, banned, guests, guestsRefused atomic.Uint64
 }
 
@@ -267,6 +276,8 @@ func (h *Host) Stats() Stats {
 	c := &h.counts
 	s := Stats{
 		MessageBytesIn: c.messageIn.Load(), MessageBytesOut: c.messageOut.Load(),
+		HeartbeatBytesIn: c.heartbeatIn.Load(), HeartbeatBytesOut: c.heartbeatOut.Load(),
+		Flood: c.flood.Load(), FloodRelayed: c.floodRelayed.Load(), Paced: c.paced.Load(),
 		BodyBytesIn: c.bodyIn.Load(), BodyBytesOut: c.bodyOut.Load(),
 		MessagesIn: c.messagesIn.Load(), MessagesOut: c.messagesOut.Load(), Delivered: c.delivered.Load(),
 		Duplicates: c.duplicates.Load(), Stale: c.stale.Load(), Bad: c.bad.Load(), NotYet: c.notYet.Load(), NotYetLost: c.notYetLost.Load(), BadBodies: c.badBodies.Load(),

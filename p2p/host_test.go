@@ -341,6 +341,7 @@ func TestReturningMember(t *testing.T) {
 func TestBothDialAtOnce(t *testing.T) {
 	g := newGroup(t, 2)
 	g.beat = testHeartbeat
+	g.limits.Rate = 1 << 20
 	a, b := g.start(0), g.start(1)
 	// Dialled by hand, past the dialler that avoids it.
 	for range 2 {

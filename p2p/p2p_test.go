@@ -290,6 +290,13 @@ func (p *testPeer) wait(what string, ok func() bool) {
 	}
 }
 
+// look reads what was collected.
+func (p *testPeer) look(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
+}
+
 func (p *testPeer) hears(texts ...string) {
 	p.t.Helper()
 	for _, s := range texts {

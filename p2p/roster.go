@@ -26,8 +26,9 @@ type member struct {
 	// ----
 	sessions []*session // those that are up; messages go to the first
 	addrs    []ma.Multiaddr
-	fresh    bool // addrs changed since the dialler looked
-	bad      int  // messages and chunks that failed their check
+	fresh    bool   // addrs changed since the dialler looked
+	signed   bucket // messages
+	bad      int    // messages and chunks that failed their check
 	refused  time.Time
 	expelled bool
 	why      string // it is refused until then, or for good
@@ -47,6 +48,9 @@ func (m *member) session() *session {
 	}
 	return m.sessions[0]
 }
+
+// turnedAway reports whether it is to be refused now. Host.mu is held.
+func (m *member) turnedAway(now time.Time) bool { return m.expelled || now.Before(m.refused) }
 
 // roster is who is a member now. It is replaced as a whole, never changed.
 type roster struct {

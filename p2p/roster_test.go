@@ -138,9 +138,11 @@ func TestMemberIsAddedWhileRunning(t *testing.T) {
 		if s := p.Stats(); s.Bad != 0 || s.Banned != 0 {
 			t.Errorf("peer %d blamed someone: %+v", p.index, s)
 		}
-		if len(p.reasons) > 0 {
-			t.Errorf("peer %d: disconnected: %v", p.index, p.reasons)
-		}
+		p.look(func() {
+			if len(p.reasons) > 0 {
+				t.Errorf("peer %d: disconnected: %v", p.index, p.reasons)
+			}
+		})
 	}
 }
 
@@ -157,9 +159,11 @@ func TestMemberIsRemovedWhileRunning(t *testing.T) {
 	for _, p := range []*testPeer{a, b} {
 		mustSet(t, p, g.roster(0, 1))
 		p.wait("disconnected", func() bool { return !p.connected[2] })
-		if got := p.reasons[2]; len(got) != 1 || got[0] != "it is not on the roster any more" {
-			t.Errorf("reasons %q", got)
-		}
+		p.look(func() {
+			if got := p.reasons[2]; len(got) != 1 || got[0] != "it is not on the roster any more" {
+				t.Errorf("reasons %q", got)
+			}
+		})
 		// What it said is forgotten, except for what is sticky.
 		if s := p.Stats(); s.KeptMessages != 1 || s.Connected != 1 {
 			t.Errorf("stats %+v", s)
@@ -230,9 +234,11 @@ func TestExpelledMember(t *testing.T) {
 	})
 	a.says(1, "go on")
 	b.hears("go on")
-	if _, ok := c.texts["go on"]; ok {
-		t.Error("the expelled member heard a message")
-	}
+	c.look(func() {
+		if _, ok := c.texts["go on"]; ok {
+			t.Error("the expelled member heard a message")
+		}
+	})
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
 	if _, err := c.Fetch(ctx, treehash.Hash{}, 1, []int{0}); err == nil {
@@ -285,9 +291,11 @@ func TestStickyMessages(t *testing.T) {
 	for slot := 3; slot < stickyMessages+3; slot++ {
 		late.hears(fmt.Sprint("sticky ", slot))
 	}
-	if _, ok := late.texts["sticky 2"]; ok || len(late.texts) != stickyMessages+1 {
-		t.Errorf("%d messages came", len(late.texts))
-	}
+	late.look(func() {
+		if _, ok := late.texts["sticky 2"]; ok || len(late.texts) != stickyMessages+1 {
+			t.Errorf("%d messages came", len(late.texts))
+		}
+	})
 	_, meta := seal(g.keys[2], 2, 5, "sticky 5")
 	if data, ok := late.Message(meta.ID); !ok || text(data) != "sticky 5" {
 		t.Errorf("sticky 5 is not kept: %v", ok)

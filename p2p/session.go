@@ -28,7 +28,8 @@ type session struct {
 	inbound chan network.Stream // the message stream that the dialler opened
 	stream  network.Stream      // set before the session is up
 	heard   atomic.Int64        // Host.now of the last sign of life
-	waiting atomic.Bool         // its reader waits for room among the events
+	waiting atomic.Bool         // its reader waits for room among the events, or is paced
+	work    bucket              // what it brought that is of no use; its reader's
 	wake    chan struct{}       // tells the writer that there is something
 
 	// ----
@@ -275,7 +276,14 @@ func (h *Host) read(s *session, r io.Reader) error {
 			return readError(err)
 		}
 		s.heard.Store(int64(h.now()))
-		h.counts.messageIn.Add(uint64(frameHeader + len(payload)))
+		if kind == frameHeartbeat {
+			h.counts.heartbeatIn.Add(uint64(frameHeader + len(payload)))
+		} else {
+			h.counts.messageIn.Add(uint64(frameHeader + len(payload)))
+		}
+		if kind != frameMessage {
+			h.pace(s, 1+float64(len(payload))/1024)
+		}
 		switch kind {
 		case frameMessage:
 			h.counts.messagesIn.Add(1)
@@ -285,8 +293,8 @@ func (h *Host) read(s *session, r io.Reader) error {
 				s.heard.Store(int64(h.now()))
 				s.waiting.Store(false)
 			}
-			if err == nil {
-				h.receive(s, payload, 0)
+			if err == nil && !h.receive(s, payload, 0) {
+				h.pace(s, 1)
 			}
 		case frameHeartbeat:
 			h.heartbeat(s, payload)
@@ -358,7 +366,6 @@ func (h *Host) write(s *session) {
 			return err
 		}
 		_, err := s.stream.Write(buf)
-		h.counts.messageOut.Add(uint64(len(buf)))
 		buf = buf[:0]
 		return err
 	}
@@ -389,8 +396,14 @@ func (h *Host) write(s *session) {
 		}
 		var err error
 		for i, f := range queue {
-			if f.kind == frameMessage {
+			switch f.kind {
+			case frameHeartbeat:
+				h.counts.heartbeatOut.Add(uint64(frameHeader + len(f.data)))
+			case frameMessage:
 				h.counts.messagesOut.Add(1)
+				fallthrough
+			default:
+				h.counts.messageOut.Add(uint64(frameHeader + len(f.data)))
 			}
 			buf = appendFrame(buf, f.kind, f.data)
 			queue[i].data = nil
