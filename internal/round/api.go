@@ -12,18 +12,18 @@
 //
 // Guarantees, however messages are lost, reordered or repeated: the machine
 // never asks for two different messages of one type for one slot and parent,
-// nor for one counter twice, also over restarts (the host must execute Persist
-// before what follows it); it signs a record only with the model that this
-// host itself computed from the record's gradients; its memory is bounded by
-// the roster, whatever is received.
-//
-// Limits: no votes and so no finality, no expulsion (a second, conflicting
-// message of a peer is ignored, counted and reported), and a roster that does
-// not change.
+// nor for one counter twice, nor for votes that contradict each other, also
+// over restarts (the host must execute Persist before what follows it, and
+// write what Checkpoint and PersistVote hold before it answers them); it signs
+// a record only with the model that this host itself computed from the
+// record's gradients; two final checkpoints never conflict while fewer than a
+// third of the members lie; its memory is bounded by the rosters, and by how
+// long nothing became final, whatever is received.
 package round
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -31,11 +31,45 @@ import (
 // is laid out for: floor((n-1)/3).
 func MaxFaulty(n int) int { return (n - 1) / 3 }
 
+// Quorum returns how many of n members must vote for a checkpoint to justify
+// it: floor(2n/3)+1.
+func Quorum(n int) int { return 2*n/3 + 1 }
+
+// Roster is what the machine needs to know of one. Who checked its signatures
+// is the host.
+type Roster struct {
+	Hash     Hash
+	Previous Hash // of the roster that it follows
+	Members  []Peer
+	F        int // at most this many of them are Byzantine; see MaxFaulty
+	// Minibatches is how many the members deal among them in a round: what
+	// Record.Position grows by.
+	Minibatches uint64
+	// Emergency says that it needs no quorum of the roster before.
+	Emergency bool
+}
+
+func (r *Roster) has(p Peer) bool {
+	_, ok := slices.BinarySearch(r.Members, p)
+	return ok
+}
+
+// NewRoster returns a roster of the members 0 to n-1, for tests and
+// simulations, that deals one minibatch to each.
+func NewRoster(hash, previous Hash, n int) Roster {
+	r := Roster{Hash: hash, Previous: previous, F: MaxFaulty(n), Minibatches: uint64(n)}
+	for p := range Peer(n) {
+		r.Members = append(r.Members, p)
+	}
+	return r
+}
+
 // Config describes one peer of one job.
 type Config struct {
 	Self Peer
-	N    int // members on the roster, 1 to MaxPeers
-	F    int // at most this many are Byzantine; see MaxFaulty. 0: none
+	// Rosters are all that are known, among them that of Genesis and, if there
+	// is one, of Head.
+	Rosters []Roster
 
 	Genesis Record // of height 0: see Genesis
 	Rounds  uint64 // the run ends at this height; 0: only at the target
@@ -46,11 +80,25 @@ type Config struct {
 	// package's MaxGradientBytes.
 	MaxGradientBytes uint64
 
-	// Head is the record whose state the host restored. Zero: Genesis.
-	Head Record
+	// Head is the record whose state the host restored, and Links what
+	// WriteCheckpoint said of it. Zero: Genesis.
+	Head  Record
+	Links []Checkpoint
+	// Kept are the records of other checkpoints on disk, whose states the host
+	// restored too.
+	Kept []Record
 	// Watermark and Counter are those of the last Persist of this identity,
 	// zero if there was none. Nothing at or below them is signed.
 	Watermark, Counter uint64
+	// CheckpointEvery is how many heights there are between two checkpoints; the
+	// same for all peers of a job. 0: 64.
+	CheckpointEvery uint64
+	// Voted is the target of the last PersistVote of this identity. Zero: none.
+	Voted Record
+	// PauseAfter stops this peer from making records so many heights beyond
+	// the last final checkpoint while less than a quorum is connected. 0: it
+	// goes on.
+	PauseAfter uint64
 	// Reserve is how many slots and counters one Persist covers, so that not
 	// every slot waits for a disk. 0: 16.
 	Reserve uint64
@@ -99,9 +147,22 @@ type (
 	Connected struct{ Peer Peer }
 	// Disconnected says that it is lost, or that its heartbeats stopped.
 	Disconnected struct{ Peer Peer }
-	// Received is a message that Open accepted; its order does not matter, nor
-	// does repetition.
-	Received struct{ Message Message }
+	// Received is a message that Open accepted, with the ID that Open gave; its
+	// order does not matter, nor does repetition. RosterNotice, Contact and
+	// Petition are the host's and ignored here.
+	Received struct {
+		Message Message
+		ID      Hash
+	}
+	// RosterKnown tells of a roster that follows a known one.
+	RosterKnown struct{ Roster Roster }
+	// Evidence answers Accuse with what NewProof made of the two messages.
+	Evidence struct{ Proof Proof }
+	// Checkpointed answers WriteCheckpoint: the state is on disk, synced. A host
+	// that could not write it, or left it out for a newer one, does not answer.
+	Checkpointed struct{ Record Hash }
+	// VotePersisted answers PersistVote: it is on disk, synced.
+	VotePersisted struct{ Target Hash }
 	// GradientReady answers Compute: the body is kept to be served and is held.
 	GradientReady struct {
 		Slot       uint64
@@ -160,6 +221,10 @@ func (Start) event()            {}
 func (Connected) event()        {}
 func (Disconnected) event()     {}
 func (Received) event()         {}
+func (RosterKnown) event()      {}
+func (Evidence) event()         {}
+func (Checkpointed) event()     {}
+func (VotePersisted) event()    {}
 func (GradientReady) event()    {}
 func (GradientFailed) event()   {}
 func (BodyReady) event()        {}
@@ -199,9 +264,13 @@ type Reason uint8
 const (
 	RoundsReached Reason = iota
 	TargetReached
+	// Left: this peer is not on the roster any more.
+	Left
+	// Expelled: there is a proof against this peer's identity.
+	Expelled
 )
 
-func (r Reason) String() string { return [...]string{"rounds", "target"}[r] }
+func (r Reason) String() string { return [...]string{"rounds", "target", "left", "expelled"}[r] }
 
 // Actions, to be executed in the order given.
 type (
@@ -250,16 +319,49 @@ type (
 		// Reorganised says that the head before is not among its ancestors.
 		Reorganised bool
 	}
+	// WriteCheckpoint writes the state of the record, which is held, to disk,
+	// synced. The host answers Checkpointed when that is done, in its own time;
+	// it keeps those on disk that Retain names.
+	WriteCheckpoint struct {
+		Record Record
+		ID     Hash
+		// Links are the checkpoints below it down to the last final one,
+		// highest first: to be stored with it.
+		Links []Checkpoint
+	}
+	// PersistVote writes the target to disk, synced, with the votes (messages
+	// by their IDs) that justify its source, which the host gives to the
+	// machine of the next start as Received, and answers VotePersisted.
+	PersistVote struct {
+		Target      Record
+		Certificate []Hash
+	}
+	// Accuse says that the peer signed these two messages, of which an honest
+	// peer signs only one. A host that still has both answers with Evidence.
+	Accuse struct {
+		Peer Peer
+		A, B Hash
+	}
+	// Gate cuts a member off that is proven guilty.
+	Gate struct {
+		Peer Peer
+		Text string
+	}
+	// Final says that a checkpoint is final, and all its ancestors with it.
+	Final struct{ Checkpoint Checkpoint }
 	// Retain is housekeeping at the start of a slot: the host keeps the states
 	// of these records and the bodies of these gradients, and may drop all
 	// others and stop fetching them, except what it has not yet given the
 	// machine an event about; the network may forget messages of slots below
 	// BelowSlot. A body or state that is being sent to somebody should be kept
-	// until that is done.
+	// until that is done. Of the checkpoints on disk it keeps those of the
+	// records with the IDs in Checkpoints, and any that it has not yet answered
+	// for.
 	Retain struct {
-		States    []Record
-		Gradients []Hash
-		BelowSlot uint64
+		States      []Record
+		Gradients   []Hash
+		Checkpoints []Hash
+		BelowSlot   uint64
 	}
 	// SetTimer asks for a Timer event at this time, on Step's clock. There is
 	// one timer: this replaces the last. Zero: none.
@@ -282,17 +384,22 @@ type (
 	}
 )
 
-func (Persist) action()    {}
-func (Send) action()       {}
-func (Compute) action()    {}
-func (Fetch) action()      {}
-func (Apply) action()      {}
-func (FetchState) action() {}
-func (Adopt) action()      {}
-func (Retain) action()     {}
-func (SetTimer) action()   {}
-func (Report) action()     {}
-func (Finished) action()   {}
+func (Persist) action()         {}
+func (Send) action()            {}
+func (Compute) action()         {}
+func (Fetch) action()           {}
+func (Apply) action()           {}
+func (FetchState) action()      {}
+func (Adopt) action()           {}
+func (WriteCheckpoint) action() {}
+func (PersistVote) action()     {}
+func (Accuse) action()          {}
+func (Gate) action()            {}
+func (Final) action()           {}
+func (Retain) action()          {}
+func (SetTimer) action()        {}
+func (Report) action()          {}
+func (Finished) action()        {}
 
 // ReportKind tells reports apart.
 type ReportKind uint8
@@ -317,6 +424,10 @@ const (
 	ModelDiffers                       // a record's model does not follow from its set here
 	StateUnreachable                   // a head is passed over: nobody gave its state
 	LingerExpired                      // finished, but not all connected members are
+	PeerExpelled                       // there is a proof against a member
+	RosterChanged                      // the head is under another roster than before
+	FinalityBroken                     // two final checkpoints conflict: a third of the members or more lie
+	Paused                             // nothing is final for long, and less than a quorum is connected
 )
 
 var reportNames = [...]string{
@@ -324,6 +435,7 @@ var reportNames = [...]string{
 	"timeout-fetch", "timeout-state", "late-gradient", "body-dropped", "gradient-missing",
 	"slot-failed", "degraded-record", "reorganisation", "conflict", "invalid-message",
 	"model-differs", "state-unreachable", "linger-expired",
+	"peer-expelled", "roster-changed", "finality-broken", "paused",
 }
 
 func (k ReportKind) String() string { return reportNames[k] }
@@ -355,8 +467,19 @@ func (a Adopt) String() string {
 	}
 	return s
 }
+func (a WriteCheckpoint) String() string {
+	return fmt.Sprintf("checkpoint %s height %d", a.ID.Short(), a.Record.Height)
+}
+func (a PersistVote) String() string {
+	return fmt.Sprintf("persist vote for height %d from height %d", a.Target.Height, a.Target.Justified.Height)
+}
+func (a Accuse) String() string { return fmt.Sprintf("accuse %d", a.Peer) }
+func (a Gate) String() string   { return fmt.Sprintf("gate %d: %s", a.Peer, a.Text) }
+func (a Final) String() string {
+	return fmt.Sprintf("final %s height %d", a.Checkpoint.ID.Short(), a.Checkpoint.Height)
+}
 func (a Retain) String() string {
-	return fmt.Sprintf("retain %d states %d gradients slots from %d", len(a.States), len(a.Gradients), a.BelowSlot)
+	return fmt.Sprintf("retain %d states %d gradients %d checkpoints slots from %d", len(a.States), len(a.Gradients), len(a.Checkpoints), a.BelowSlot)
 }
 func (a SetTimer) String() string {
 	if a.At == 0 {

@@ -53,7 +53,7 @@ func (m *Machine) wantBody(p Peer, a *Announce) {
 		if Peer(q) == p || !m.other(Peer(q)) || !m.peers[q].connected {
 			continue
 		}
-		if h := m.here(Peer(q)); h != nil && h.balloted && slices.Contains(h.ballot, Entry{p, a.Gradient}) {
+		if h := m.here(Peer(q)); h != nil && h.balloted && h.ballot.has(Entry{p, a.Gradient}) {
 			holders = append(holders, Peer(q))
 		}
 	}
@@ -81,7 +81,7 @@ func (m *Machine) bodyReady(p Peer, g Hash) {
 		return
 	}
 	b.status = bodyHeld
-	if int(p) < m.cfg.N && m.phase == phaseGather {
+	if m.inRange(p) && m.phase == phaseGather {
 		if h := m.here(p); h != nil && h.announced && h.announce.Gradient == g {
 			m.arrivals.add(m.now - m.began)
 		}
@@ -187,6 +187,20 @@ func (m *Machine) retain() {
 		}
 	}
 	slices.SortFunc(r.Gradients, func(a, b Hash) int { return slices.Compare(a[:], b[:]) })
+	var candidate Hash
+	if m.candidate != nil {
+		candidate = m.candidate.id
+	}
+	for _, n := range m.kept {
+		if n.held {
+			r.Checkpoints = append(r.Checkpoints, n.id)
+		}
+	}
+	for _, id := range []Hash{m.justified.id, m.onDisk, m.votedID, candidate} {
+		if id != (Hash{}) && id != m.genesis.id && !slices.Contains(r.Checkpoints, id) {
+			r.Checkpoints = append(r.Checkpoints, id)
+		}
+	}
 	r.BelowSlot = m.head.rec.Slot - min(m.head.rec.Slot, window)
 	m.emit(r)
 }
@@ -201,10 +215,11 @@ func (m *Machine) hold(n *node) {
 
 // trim gives up the states that are not needed: kept are the head's, its
 // parent's to step back, the one of the head before for those who come this
-// way, and the record signed in this slot.
+// way, the record signed in this slot, and the justified checkpoint's.
 func (m *Machine) trim() {
 	m.held = slices.DeleteFunc(m.held, func(n *node) bool {
-		n.held = n == m.head || n == m.head.parent || n == m.back || n == m.own
+		n.held = n == m.head || n == m.head.parent || n == m.back || n == m.own || n == m.justified || n == m.candidate ||
+			n.rec.Height >= m.justified.rec.Height && slices.Contains(m.kept, n)
 		return !n.held
 	})
 }

@@ -2,7 +2,8 @@ package round
 
 // Mutants lists safety rules that can be switched off in tests.
 func Mutants() []string {
-	return []string{"threshold", "watermark", "persist", "believe", "unheld", "repeat", "forget"}
+	return []string{"threshold", "watermark", "persist", "believe", "unheld", "repeat", "forget",
+		"quorum", "vote alone", "vote twice", "forget votes", "blind fork", "keep guilty", "vote at once"}
 }
 
 // NewMutant returns a constructor of machines without the named rule.
@@ -27,6 +28,20 @@ func NewMutant(name string) func(Config) (*Machine, error) {
 			m.mutant.repeatSlot = true
 		case "forget":
 			m.mutant.holdAll = true
+		case "quorum":
+			m.mutant.lowQuorum = 1
+		case "vote alone":
+			m.mutant.voteAlone, m.mutant.lowQuorum = true, 0
+		case "vote twice":
+			m.mutant.voteTwice = true
+		case "forget votes":
+			m.voted = Record{}
+		case "vote at once":
+			m.mutant.forgetVotes = true
+		case "blind fork":
+			m.mutant.blindFork = true
+		case "keep guilty":
+			m.mutant.keepGuilty = true
 		default:
 			panic("no mutant " + name)
 		}

@@ -2,6 +2,7 @@ package round
 
 import (
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -13,20 +14,46 @@ func (m *Machine) adopt(n *node, how How) {
 	reorganised := old != n && old.parent != nil && !n.descends(old)
 	m.head = n
 	m.back = old
+	changed := n.rec.Roster != old.rec.Roster
+	m.enlist()
 	m.trim()
 	m.fails = 0
 	m.emit(Adopt{Record: n.rec, ID: n.id, How: how, Reorganised: reorganised})
 	if reorganised {
 		m.report(Reorganisation, m.cfg.Self, n.id, fmt.Sprintf("the head moved from %s (height %d) to another branch", old.id.Short(), old.rec.Height))
 	}
-	if n.rec.Degraded(m.cfg.F) {
-		m.report(DegradedRecord, m.cfg.Self, n.id, fmt.Sprintf("only %d gradients: fewer than %d", len(n.rec.Set), 2*m.cfg.F+1))
+	if n.rec.Degraded(m.ros.F) {
+		m.report(DegradedRecord, m.cfg.Self, n.id, fmt.Sprintf("only %d gradients: fewer than %d", len(n.rec.Set), 2*m.ros.F+1))
+	}
+	if changed {
+		m.report(RosterChanged, m.cfg.Self, n.id, fmt.Sprintf("the roster has %d members from height %d on", len(m.ros.Members), n.rec.Height+1))
+	}
+	m.checkpoint()
+	if m.ended() {
+		return
 	}
 	if m.final(&n.rec) {
 		m.enterFinal()
 		return
 	}
 	m.beginSlot()
+}
+
+// stands reports whether n may be the head still: meanwhile another branch may
+// have become justified.
+func (m *Machine) stands(n *node) bool {
+	c := m.justified.checkpoint()
+	return !m.strays(n, &c)
+}
+
+// arrive adopts a record whose state took a while to get.
+func (m *Machine) arrive(n *node, how How) {
+	if m.stands(n) {
+		m.adopt(n, how)
+		return
+	}
+	m.pursued = nil
+	m.rechoose()
 }
 
 // redirect follows the fork choice where it leads elsewhere.
@@ -50,6 +77,11 @@ func (m *Machine) redirect() bool {
 // follow goes for a record of the current slot that enough others have agreed
 // on, by computing it, so that it can be signed here as well.
 func (m *Machine) follow(n *node) bool {
+	for _, p := range n.rec.Expelled {
+		if !m.inRange(p) || !m.peers[p].guilty && !slices.Contains(m.head.rec.Expelled, p) {
+			return false // not without the proof
+		}
+	}
 	for _, e := range n.rec.Set {
 		if h := m.here(e.Peer); h == nil || !h.announced || h.announce.Gradient != e.Gradient {
 			return false
@@ -116,7 +148,7 @@ func (m *Machine) holders(n *node) []Peer {
 	}
 	var likely, others []Peer
 	for p := range m.peers {
-		if !m.peers[p].connected {
+		if !m.peers[p].connected || m.peers[p].guilty {
 			continue
 		}
 		if l := m.latest[p].node; l != nil && (l == n || l.parent == n) {

@@ -2,7 +2,6 @@ package round
 
 import (
 	"fmt"
-	"slices"
 	"time"
 )
 
@@ -16,8 +15,9 @@ type heard struct {
 	balloted  bool
 	returned  bool
 	announce  Announce
-	ballot    []Entry
+	ballot    Ballot
 	record    *node
+	messages  [TypeRecord + 1]Hash // the IDs of what was said
 }
 
 // peerState is what this peer knows of a member.
@@ -27,6 +27,8 @@ type peerState struct {
 	heard     bool // said something once
 	waiting   bool // is one to wait for when connected
 	misses    int  // slots in a row that it was waited for in vain
+	guilty    bool // there is a proof against it
+	votes     []voteHeard
 	jumped    bool
 	jumpedAt  uint64 // height of the last jump on its word
 	inbox     []heard
@@ -41,7 +43,7 @@ func (m *Machine) present(p Peer) bool {
 }
 
 func (m *Machine) connected(p Peer) {
-	if !m.other(p) || m.peers[p].connected {
+	if !m.inRange(p) || p == m.cfg.Self || m.peers[p].connected {
 		return
 	}
 	m.peers[p].connected = true
@@ -54,7 +56,7 @@ func (m *Machine) connected(p Peer) {
 }
 
 func (m *Machine) disconnected(p Peer) {
-	if !m.other(p) || !m.peers[p].connected {
+	if !m.inRange(p) || !m.peers[p].connected {
 		return
 	}
 	m.peers[p].connected = false
@@ -76,7 +78,7 @@ func (m *Machine) lose(p Peer, why string) {
 // returns takes p back into the wait-set.
 func (m *Machine) returns(p Peer) {
 	s := &m.peers[p]
-	if !s.connected {
+	if !s.connected || !m.other(p) {
 		return
 	}
 	s.misses = 0
@@ -131,14 +133,33 @@ func (m *Machine) find(p Peer, slot uint64, parent Hash) *heard {
 // here returns what p said about the current slot, nil if nothing.
 func (m *Machine) here(p Peer) *heard { return m.find(p, m.slot, m.head.id) }
 
-func (m *Machine) received(msg *Message) {
+func (m *Machine) received(msg *Message, id Hash) {
 	p := msg.From
-	if int(p) >= m.cfg.N || msg.validateFor(m.cfg.N) != nil {
+	if !m.inRange(p) || msg.validate() != nil {
+		return
+	}
+	switch b := msg.Body.(type) {
+	case Proof:
+		m.proven(&b, false)
+		return
+	case Vote:
+		if m.rosters[msg.Roster] != nil {
+			m.receivedVote(p, msg, &b.Target, id)
+		}
+		return
+	case RosterNotice, Contact, Petition:
+		return
+	}
+	if m.peers[p].guilty && !m.mutant.keepGuilty {
+		return
+	}
+	if n := m.tree.byID[msg.Parent]; n != nil && n.rec.Roster != msg.Roster {
+		m.report(InvalidMessage, p, msg.Parent, fmt.Sprintf("peer %s speaks under another roster than its parent's", p))
 		return
 	}
 	m.peers[p].heard = true
 	if s, ok := msg.Body.(SignedRecord); ok {
-		m.receivedRecord(p, &s)
+		m.receivedRecord(p, &s, msg, id)
 		return
 	}
 	if p == m.cfg.Self {
@@ -150,15 +171,15 @@ func (m *Machine) received(msg *Message) {
 	}
 	switch b := msg.Body.(type) {
 	case Announce:
-		m.receivedAnnounce(p, msg, b, h)
+		m.receivedAnnounce(p, msg, b, h, id)
 	case Ballot:
 		if h.balloted {
-			if !slices.Equal(h.ballot, b.Entries) {
-				m.conflict(msg)
+			if h.messages[TypeBallot] != id {
+				m.accuse(p, h.messages[TypeBallot], id, "ballots")
 			}
 			return
 		}
-		h.balloted, h.ballot = true, b.Entries
+		h.balloted, h.ballot, h.messages[TypeBallot] = true, b, id
 		m.wantBodies()
 		if m.phase == phaseBallot && h == m.here(p) {
 			m.answers.add(m.now - m.ballotAt)
@@ -173,17 +194,14 @@ func (m *Machine) received(msg *Message) {
 	}
 }
 
-func (m *Machine) conflict(msg *Message) {
-	m.report(Conflict, msg.From, Hash{}, fmt.Sprintf("peer %s signed two different messages of type %s for slot %d: the second is ignored", msg.From, msg.Type(), msg.Slot))
-}
-
-func (m *Machine) receivedAnnounce(p Peer, msg *Message, a Announce, h *heard) {
+func (m *Machine) receivedAnnounce(p Peer, msg *Message, a Announce, h *heard, id Hash) {
 	if h.announced {
-		if h.announce != a {
-			m.conflict(msg)
+		if h.messages[TypeAnnounce] != id {
+			m.accuse(p, h.messages[TypeAnnounce], id, "announcements")
 		}
 		return
 	}
+	h.messages[TypeAnnounce] = id
 	if a.Bytes > m.cfg.MaxGradientBytes {
 		m.report(InvalidMessage, p, Hash{}, fmt.Sprintf("peer %s announces a gradient of %d bytes, more than %d: it is left out", p, a.Bytes, m.cfg.MaxGradientBytes))
 		a = Announce{BaseModel: a.BaseModel}
@@ -219,7 +237,7 @@ func (m *Machine) maybeReturns(p Peer, slot uint64, parent Hash) {
 	m.returns(p)
 }
 
-func (m *Machine) receivedRecord(p Peer, s *SignedRecord) {
+func (m *Machine) receivedRecord(p Peer, s *SignedRecord, msg *Message, message Hash) {
 	r := &s.Record
 	id := r.ID()
 	if p == m.cfg.Self {
@@ -233,7 +251,11 @@ func (m *Machine) receivedRecord(p Peer, s *SignedRecord) {
 	invalid := func(why string) {
 		m.report(InvalidMessage, p, id, fmt.Sprintf("peer %s signed a record that %s", p, why))
 	}
-	if int(r.FUsed) != m.fUsed(len(r.Set)) {
+	ros := m.rosters[msg.Roster]
+	if ros == nil || !ros.has(p) {
+		return
+	}
+	if int(r.FUsed) != min(ros.F, (len(r.Set)-1)/2) {
 		invalid("uses a wrong f")
 		return
 	}
@@ -243,13 +265,17 @@ func (m *Machine) receivedRecord(p Peer, s *SignedRecord) {
 	}
 	for _, n := range m.tree.siblings(r.Parent) {
 		if n.rec.Slot == r.Slot && n.id != id && n.signers.has(p) {
-			m.conflict(&Message{From: p, Slot: r.Slot, Body: *s})
+			var before Hash
+			if h := m.find(p, r.Slot, r.Parent); h != nil {
+				before = h.messages[TypeRecord]
+			}
+			m.accuse(p, before, message, "records for one slot")
 			return
 		}
 	}
 	l := &m.latest[p]
 	if s.Counter == l.counter && l.node != nil && l.node.id != id {
-		m.conflict(&Message{From: p, Slot: r.Slot, Body: *s})
+		m.accuse(p, l.message, message, "records with one counter")
 		return
 	}
 	n := m.learn(id, r)
@@ -262,14 +288,16 @@ func (m *Machine) receivedRecord(p Peer, s *SignedRecord) {
 		n.failures, n.unavailable = 0, 0
 	}
 	if s.Counter >= l.counter {
-		l.counter, l.node = s.Counter, n
+		l.counter, l.node, l.message = s.Counter, n, message
 	}
-	m.dirty = true
+	if n != m.own && n != m.head {
+		m.dirty = true
+	}
 	if p == m.cfg.Self {
 		return
 	}
 	if h := m.hear(p, r.Slot, r.Parent); h != nil {
-		h.record = n
+		h.record, h.messages[TypeRecord] = n, message
 		if m.phase == phaseRecord && h == m.here(p) {
 			m.answers.add(m.now - m.recordAt)
 		}
@@ -289,15 +317,15 @@ func (m *Machine) learn(id Hash, r *Record) *node {
 
 // maxNodes bounds the tree: each latest signature and the head may hold a
 // window, and as much again may gather before the next sweep.
-func (m *Machine) maxNodes() int { return 2 * (window + 2) * (m.cfg.N + 2) }
+func (m *Machine) maxNodes() int { return 2 * (window + 2) * (len(m.ros.Members) + 2) }
 
 func (m *Machine) sweep() {
 	if m.mutant.holdAll {
 		return
 	}
-	keep := make([]*node, 0, len(m.held)+4)
+	keep := make([]*node, 0, len(m.held)+8)
 	keep = append(keep, m.held...)
-	for _, n := range []*node{m.own, m.target, m.pursued, m.back} {
+	for _, n := range []*node{m.own, m.target, m.pursued, m.back, m.justified, m.candidate} {
 		if n != nil {
 			keep = append(keep, n)
 		}
@@ -375,7 +403,7 @@ func (m *Machine) giveUp(done func(p Peer, h *heard) bool, miss bool) {
 				m.lose(Peer(p), fmt.Sprintf("missed %d rounds", missesAllowed))
 			}
 		}
-		if answered >= m.threshold() {
+		if answered >= m.threshold(m.ros) {
 			m.wait[p] = false
 		}
 	}

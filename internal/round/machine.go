@@ -7,6 +7,8 @@ import (
 )
 
 const (
+	// maxKept is how many checkpoints besides the head a start may restore.
+	maxKept = 8
 	// inboxSlots is how many (slot, parent) pairs of one peer are kept.
 	inboxSlots = 8
 	// recent is how many slots a peer may be behind and still ask to be
@@ -32,15 +34,16 @@ const (
 type phase uint8
 
 const (
-	phaseIdle   phase = iota // before Start
-	phaseGather              // for announcements and bodies
-	phaseBallot              // for ballots
-	phaseFetch               // for bodies that the record needs
-	phaseApply               // for the host to compute the record's model
-	phaseRecord              // for records
-	phasePause               // between slots that failed at once
-	phasePursue              // for the state of another head
-	phaseFinal               // at the last record, for those that are not
+	phaseIdle    phase = iota // before Start
+	phaseObserve              // for others: this peer does not take part yet, or pauses
+	phaseGather               // for announcements and bodies
+	phaseBallot               // for ballots
+	phaseFetch                // for bodies that the record needs
+	phaseApply                // for the host to compute the record's model
+	phaseRecord               // for records
+	phasePause                // between slots that failed at once
+	phasePursue               // for the state of another head
+	phaseFinal                // at the last record, for those that are not
 	phaseDone
 )
 
@@ -56,6 +59,21 @@ type Machine struct {
 	back    *node // the head before
 	latest  []latestSigned
 	held    []*node // states that the host keeps
+
+	rosters map[Hash]*Roster
+	ros     *Roster // the head's
+	members []bool  // who takes part: on the head's roster and not expelled
+	taking  bool    // this peer is among them
+	took    bool    // and was so once
+
+	justified *node      // the highest that is known
+	final_    Checkpoint // likewise
+	candidate *node      // newest checkpoint on disk that this peer has not voted for
+	onDisk    Hash       // newest checkpoint on disk
+	kept      []*node    // other checkpoints that were there at the start
+	voted     Record     // target of the last vote
+	votedID   Hash
+	voting    bool       // a vote is on its way to the disk
 
 	peers  []peerState
 	bodies map[Hash]*body
@@ -78,6 +96,9 @@ type Machine struct {
 	announced bool
 	recorded  bool
 	set       []Entry
+	expel     []Peer // what else the slot's record says
+	justify   Checkpoint
+	succeed   Hash
 	retried   []Hash // bodies asked for a second time in this slot
 	target    *node  // record of this slot that others agreed on already
 	own       *node  // record that this peer signed in this slot
@@ -100,7 +121,7 @@ type Machine struct {
 	timer   time.Duration
 	limits  Timeouts
 	mutant  mutant
-	scratch []candidate
+	needs   []rosterNeed
 }
 
 // mutant switches safety rules off, so that tests can show that they see it.
@@ -112,6 +133,12 @@ type mutant struct {
 	repeatSlot      bool // begin a failed slot again under its number
 	noPersist       bool // sign before the watermark is on disk
 	holdAll         bool // forget nothing
+	lowQuorum       int  // subtracted from the votes that justify
+	voteAlone       bool // vote where no quorum stands
+	voteTwice       bool // vote without looking at earlier votes
+	forgetVotes     bool // vote before the vote is on disk, and forget it in a restart
+	blindFork       bool // fork choice without looking at what is justified
+	keepGuilty      bool // let proven ones take part
 }
 
 // New checks the configuration. The machine does nothing before Start.
@@ -122,10 +149,7 @@ func New(cfg Config) (*Machine, error) {
 	cfg.setDefaults()
 	m := &Machine{
 		cfg:          cfg,
-		tree:         newTree(),
-		latest:       make([]latestSigned, cfg.N),
-		peers:        make([]peerState, cfg.N),
-		wait:         make([]bool, cfg.N),
+		rosters:      map[Hash]*Roster{},
 		bodies:       map[Hash]*body{},
 		floor:        cfg.Watermark,
 		counter:      cfg.Counter,
@@ -133,7 +157,13 @@ func New(cfg Config) (*Machine, error) {
 		mayCounter:   cfg.Counter,
 		limits:       cfg.Timeouts,
 	}
+	for _, r := range cfg.Rosters {
+		m.rosters[r.Hash] = &r
+		m.grow(&r)
+	}
+	m.tree = newTree(m.cfg.CheckpointEvery, m.fits)
 	m.genesis = m.tree.add(cfg.Genesis.ID(), cfg.Genesis, 0)
+	m.justified, m.final_, m.voted = m.genesis, cfg.Genesis.Checkpoint(), cfg.Voted
 	m.head = m.genesis
 	if cfg.Head.Height > 0 {
 		m.head = m.tree.add(cfg.Head.ID(), cfg.Head, 0)
@@ -141,19 +171,43 @@ func New(cfg Config) (*Machine, error) {
 			return nil, errors.New("round: the restored head does not follow from genesis: its run folder belongs to another job")
 		}
 	}
+	if m.rosters[m.head.rec.Roster] == nil {
+		return nil, errors.New("round: the roster of the restored head is not among those that are known")
+	}
+	if m.head != m.genesis {
+		m.onDisk = m.head.id
+		m.head.restore(cfg.Links)
+	}
+	for _, r := range cfg.Kept {
+		if n := m.tree.add(r.ID(), r, 0); n != nil && m.rosters[r.Roster] != nil && n != m.head {
+			m.hold(n)
+			m.kept = append(m.kept, n)
+		}
+	}
+	if m.voted.Height > 0 {
+		m.votedID = m.voted.ID()
+	}
 	m.hold(m.head)
+	m.enlist()
 	return m, nil
 }
 
 func (c *Config) validate() error {
-	if c.N < 1 || c.N > MaxPeers {
-		return fmt.Errorf("a roster of %d peers: 1 to %d are possible", c.N, MaxPeers)
+	if c.Self >= MaxPeers {
+		return fmt.Errorf("peer %d: the highest index is %d", c.Self, MaxPeers-1)
 	}
-	if int(c.Self) >= c.N {
-		return fmt.Errorf("peer %d is not on a roster of %d", c.Self, c.N)
+	known := false
+	for i := range c.Rosters {
+		if err := c.Rosters[i].validate(); err != nil {
+			return err
+		}
+		known = known || c.Rosters[i].Hash == c.Genesis.Roster
 	}
-	if c.F < 0 || c.F > MaxFaulty(c.N) {
-		return fmt.Errorf("f is %d, but %d peers tolerate at most %d Byzantine ones", c.F, c.N, MaxFaulty(c.N))
+	if !known {
+		return errors.New("the roster of genesis is not among those that are known")
+	}
+	if c.CheckpointEvery > 1<<20 {
+		return fmt.Errorf("a checkpoint every %d heights: at most %d", c.CheckpointEvery, 1<<20)
 	}
 	if c.Genesis.Height != 0 || c.Genesis.Slot != 0 {
 		return errors.New("genesis must have height and slot 0")
@@ -166,6 +220,9 @@ func (c *Config) validate() error {
 	}
 	if c.TargetAccuracy > 10000 {
 		return fmt.Errorf("target accuracy %d is more than 10000 ten thousandths", c.TargetAccuracy)
+	}
+	if len(c.Kept) > maxKept {
+		return fmt.Errorf("%d checkpoints besides the head, more than %d", len(c.Kept), maxKept)
 	}
 	if c.Head.Height > 0 && (c.Head.Slot < c.Head.Height || len(c.Head.Set) == 0) {
 		return errors.New("the restored head is not a record")
@@ -188,6 +245,9 @@ func (c *Config) setDefaults() {
 			*d = v
 		}
 	}
+	if c.CheckpointEvery == 0 {
+		c.CheckpointEvery = 64
+	}
 	if c.Reserve == 0 {
 		c.Reserve = 16
 	}
@@ -209,6 +269,12 @@ func (c *Config) setDefaults() {
 
 // Head returns the head and its ID.
 func (m *Machine) Head() (Record, Hash) { return m.head.rec, m.head.id }
+
+// Finality returns the highest checkpoints that this peer knows to be justified
+// and final.
+func (m *Machine) Finality() (justified, final Checkpoint) {
+	return m.justified.rec.Checkpoint(), m.final_
+}
 
 // Step takes one event and returns what to do about it, in order. now is any
 // clock that does not go back; a smaller value than before counts as the same.
@@ -233,7 +299,18 @@ func (m *Machine) Step(now time.Duration, ev Event) []Action {
 	case Disconnected:
 		m.disconnected(ev.Peer)
 	case Received:
-		m.received(&ev.Message)
+		m.received(&ev.Message, ev.ID)
+	case RosterKnown:
+		m.rosterKnown(ev.Roster)
+	case Evidence:
+		m.proven(&ev.Proof, true)
+	case Checkpointed:
+		m.onDisk = ev.Record
+		if n := m.tree.byID[ev.Record]; n != nil && m.boundary(&n.rec) && (m.candidate == nil || !m.voting && n.rec.Height > m.candidate.rec.Height) {
+			m.candidate = n
+		}
+	case VotePersisted:
+		m.votePersisted(ev.Target)
 	case GradientReady:
 		m.gradientReady(&ev)
 	case GradientFailed:
@@ -251,7 +328,7 @@ func (m *Machine) Step(now time.Duration, ev Event) []Action {
 	case StateReady:
 		if m.phase == phasePursue && m.pursued.id == ev.Record {
 			m.hold(m.pursued)
-			m.adopt(m.pursued, Fetched)
+			m.arrive(m.pursued, Fetched)
 		}
 	case StateUnavailable:
 		if m.phase == phasePursue && m.pursued.id == ev.Record {
@@ -259,20 +336,33 @@ func (m *Machine) Step(now time.Duration, ev Event) []Action {
 		}
 	case Timer:
 	}
-	for m.advance() {
+	for i := 0; m.advance(); i++ {
+		if i > 1000 {
+			for _, a := range m.out[max(0, len(m.out)-12):] {
+				fmt.Println(a)
+			}
+			panic("round: no end of a step")
+		}
 	}
+	m.vote()
 	m.setTimer()
 	return m.out
 }
 
 // early notes what happens before Start.
 func (m *Machine) early(ev Event) {
-	if ev, ok := ev.(Connected); ok && m.other(ev.Peer) {
-		m.peers[ev.Peer].connected = true
-		m.peers[ev.Peer].met = true
-	}
-	if ev, ok := ev.(Disconnected); ok && m.other(ev.Peer) {
-		m.peers[ev.Peer].connected = false
+	switch ev := ev.(type) {
+	case Connected:
+		if m.inRange(ev.Peer) && ev.Peer != m.cfg.Self {
+			m.peers[ev.Peer].connected = true
+			m.peers[ev.Peer].met = true
+		}
+	case Disconnected:
+		if m.inRange(ev.Peer) {
+			m.peers[ev.Peer].connected = false
+		}
+	case RosterKnown:
+		m.rosterKnown(ev.Roster)
 	}
 }
 
@@ -282,12 +372,19 @@ func (m *Machine) report(kind ReportKind, p Peer, record Hash, text string) {
 	m.emit(Report{Kind: kind, Peer: p, Slot: m.slot, Height: m.head.rec.Height, Record: record, Text: text})
 }
 
-func (m *Machine) other(p Peer) bool { return int(p) < m.cfg.N && p != m.cfg.Self }
+// other reports whether p is another peer that takes part.
+func (m *Machine) other(p Peer) bool { return m.inRange(p) && m.members[p] && p != m.cfg.Self }
 
 func (m *Machine) start() {
 	m.startEnd = m.now + m.limits.Start
 	for p := range m.peers {
 		m.peers[p].waiting = m.other(Peer(p))
+	}
+	if m.voted.Height > 0 {
+		m.castVote() // after a loss of power of all, what was final must be known to be
+	}
+	if m.ended() {
+		return
 	}
 	if m.final(&m.head.rec) {
 		m.enterFinal()
@@ -296,8 +393,18 @@ func (m *Machine) start() {
 	m.beginSlot()
 }
 
+// ended finishes where this peer is no member any more.
+func (m *Machine) ended() bool {
+	why, gone := m.gone()
+	if gone {
+		m.emit(Finished{Record: m.head.rec, ID: m.head.id, Reason: why})
+		m.phase = phaseDone
+	}
+	return gone
+}
+
 func (m *Machine) send(b Body) {
-	m.emit(Send{Message{From: m.cfg.Self, Slot: m.slot, Parent: m.head.id, Body: b}})
+	m.emit(Send{Message{From: m.cfg.Self, Slot: m.slot, Parent: m.head.id, Roster: m.head.rec.Roster, Body: b}})
 }
 
 // cover makes sure that the slot and the next counter are on disk as possibly
@@ -314,7 +421,18 @@ func (m *Machine) cover(slot uint64) {
 // advance goes one step further where the slot allows it.
 func (m *Machine) advance() bool {
 	expired := m.now >= m.deadline
+	if m.phase != phaseDone && m.phase != phaseIdle && !m.taking && m.took && m.ended() {
+		return false
+	}
 	switch m.phase {
+	case phaseObserve:
+		if m.redirect() {
+			return true
+		}
+		if m.taking && !m.paused() {
+			m.beginSlot()
+			return true
+		}
 	case phaseGather:
 		if m.redirect() {
 			return true
@@ -355,7 +473,7 @@ func (m *Machine) advance() bool {
 			if m.dirty && m.own != nil {
 				// Others may have gone on from this very record.
 				m.dirty = false
-				if n := m.choose(); n != m.own && n.descends(m.own) {
+				if n := m.choose(); n != m.own && n.descends(m.own) && m.stands(m.own) {
 					m.adopt(m.own, Recomputed)
 					return true
 				}

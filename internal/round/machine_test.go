@@ -7,21 +7,26 @@ import (
 )
 
 func TestConfigIsChecked(t *testing.T) {
-	good := Config{N: 4, F: 1, Genesis: Genesis(h("job"), h("model"), h("state")), Rounds: 3}
+	good := Config{Rosters: roster(4), Genesis: genesis(), Rounds: 3}
 	if _, err := New(good); err != nil {
 		t.Fatal(err)
 	}
 	for want, f := range map[string]func(*Config){
-		"a roster of 0 peers":       func(c *Config) { c.N = 0 },
-		"a roster of 257 peers":     func(c *Config) { c.N = 257 },
-		"peer 4 is not on a roster": func(c *Config) { c.Self = 4 },
-		"f is 2, but 4 peers":       func(c *Config) { c.F = 2 },
-		"genesis must have":         func(c *Config) { c.Genesis.Height = 1 },
-		"would not end":             func(c *Config) { c.Rounds = 0 },
-		"is more than 10000":        func(c *Config) { c.TargetAccuracy = 10001 },
-		"is negative":               func(c *Config) { c.Timeouts.Fetch = -1 },
-		"are at most":               func(c *Config) { c.Watermark = MaxSlot + 1 },
-		"is not a record":           func(c *Config) { c.Head = Record{Height: 3, Slot: 4} },
+		"but 0 peers":               func(c *Config) { c.Rosters = []Roster{{Hash: h("roster")}} },
+		"peer 1025 is out of":       func(c *Config) { c.Rosters = roster(1025) },
+		"the highest index is 1023": func(c *Config) { c.Self = 1024 },
+		"f is 2, but 4 peers":       func(c *Config) { c.Rosters = roster(4); c.Rosters[0].F = 2 },
+		"roster of genesis is not":  func(c *Config) { c.Genesis.Roster = h("another") },
+		"roster of the restored": func(c *Config) {
+			c.Head = Record{Height: 1, Slot: 1, Parent: c.Genesis.ID(), Position: 4, Set: []Entry{{0, h("g")}}, Roster: h("x")}
+		},
+		"a checkpoint every 1048577": func(c *Config) { c.CheckpointEvery = 1<<20 + 1 },
+		"genesis must have":          func(c *Config) { c.Genesis.Height = 1 },
+		"would not end":              func(c *Config) { c.Rounds = 0 },
+		"is more than 10000":         func(c *Config) { c.TargetAccuracy = 10001 },
+		"is negative":                func(c *Config) { c.Timeouts.Fetch = -1 },
+		"are at most":                func(c *Config) { c.Watermark = MaxSlot + 1 },
+		"is not a record":            func(c *Config) { c.Head = Record{Height: 3, Slot: 4} },
 		"its run folder belongs": func(c *Config) {
 			c.Head = Record{Height: 2, Slot: 2, Parent: c.Genesis.ID(), Set: []Entry{{0, h("g")}}}
 		},
@@ -34,6 +39,18 @@ func TestConfigIsChecked(t *testing.T) {
 	}
 }
 
+func roster(n int) []Roster { return []Roster{NewRoster(h("roster"), Hash{}, n)} }
+
+func genesis() Record { return Genesis(h("job"), h("roster"), h("model"), h("state")) }
+
+// said is a message as Open gives it.
+func said(m Message) Received {
+	if m.Roster == (Hash{}) {
+		m.Roster = h("roster")
+	}
+	return Received{Message: m, ID: ID(h("job"), m)}
+}
+
 // other is what the other peers of a round say, for driving one machine.
 type others struct {
 	m       *Machine
@@ -44,7 +61,7 @@ type others struct {
 // round takes the machine through one round without a fault, and returns how
 // many messages it got.
 func (o *others) round() int {
-	m, n := o.m, o.m.cfg.N
+	m, n := o.m, len(o.m.peers)
 	o.now += 40 * time.Millisecond
 	slot, head := m.slot, m.head
 	entries := make([]Entry, n)
@@ -57,7 +74,7 @@ func (o *others) round() int {
 		entries[p] = Entry{Peer(p), gradient(p)}
 	}
 	say := func(p int, b Body) {
-		m.Step(o.now, Received{Message{From: Peer(p), Slot: slot, Parent: head.id, Body: b}})
+		m.Step(o.now, said(Message{From: Peer(p), Slot: slot, Parent: head.id, Body: b}))
 	}
 	m.Step(o.now, GradientReady{Slot: slot, Parent: head.id, Gradient: gradient(0), Bytes: 1000})
 	for p := 1; p < n; p++ {
@@ -79,7 +96,7 @@ func (o *others) round() int {
 }
 
 func newOthers(t testing.TB, n int) *others {
-	m, err := New(Config{N: n, F: MaxFaulty(n), Genesis: Genesis(h("job"), h("model"), h("state")), Rounds: MaxSlot})
+	m, err := New(Config{Rosters: roster(n), Genesis: genesis(), Rounds: MaxSlot})
 	if err != nil {
 		t.Fatal(err)
 	}

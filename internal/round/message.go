@@ -26,11 +26,17 @@ func (p Peer) String() string { return strconv.Itoa(int(p) + 1) }
 
 // Bounds on everything that comes from outside.
 const (
-	// MaxPeers is the largest roster.
-	MaxPeers = 256
-	// MaxMessageBytes bounds one envelope: a ballot or a record of MaxPeers
-	// entries fits.
-	MaxMessageBytes = 32 << 10
+	// MaxPeers bounds member indices, and so rosters.
+	MaxPeers = 1024
+	// MaxMessageBytes bounds one envelope: a proof made of two envelopes of
+	// maxPlainBytes fits.
+	MaxMessageBytes = 100 << 10
+	// maxPlainBytes bounds every envelope but a proof: a ballot or a record of
+	// MaxPeers entries fits.
+	maxPlainBytes = 48 << 10
+	// maxAddresses and maxAddressBytes bound a contact.
+	maxAddresses    = 16
+	maxAddressBytes = 256
 	// MaxSlot bounds slots, heights and counters, so that no sum of two
 	// overflows and no liar can use them up.
 	MaxSlot = 1 << 48
@@ -44,6 +50,10 @@ const (
 	CodecFloat16 = 1 // IEEE 754 binary16, little-endian
 )
 
+// ErrUnknownRoster says that a message cannot be judged before its roster is
+// known.
+var ErrUnknownRoster = errors.New("its roster is not known here yet")
+
 const (
 	messageDomain = "spirt/1 message\x00"
 	recordDomain  = "spirt/1 record\x00"
@@ -52,41 +62,51 @@ const (
 // Type tells the messages apart; its values are on the wire.
 type Type uint8
 
-// The messages of one round, in their order, and Return.
+// The messages of one round, in their order, and Return; then those that are
+// kept for whoever connects later.
 const (
 	TypeAnnounce Type = 1
 	TypeBallot   Type = 2
 	TypeRecord   Type = 3
 	TypeReturn   Type = 4
+	TypeVote     Type = 5
+	TypeProof    Type = 6
+	TypeRoster   Type = 7
+	TypeContact  Type = 8
+	TypePetition Type = 9
 )
 
+// Sticky reports whether messages of the type are kept for members that
+// connect later, apart from those of the rounds.
+func (t Type) Sticky() bool { return t >= TypeVote }
+
 func (t Type) String() string {
-	switch t {
-	case TypeAnnounce:
-		return "announce"
-	case TypeBallot:
-		return "ballot"
-	case TypeRecord:
-		return "record"
-	case TypeReturn:
-		return "return"
+	names := [...]string{"", "announce", "ballot", "record", "return", "vote", "proof", "roster", "contact", "petition"}
+	if t > 0 && int(t) < len(names) {
+		return names[t]
 	}
 	return fmt.Sprintf("type %d", uint8(t))
 }
 
 // Message is what one peer says about one slot on one parent. An honest peer
 // never signs two different messages of one type for one slot and parent.
+// (A vote is one for its height whatever the parent; Proof, RosterNotice,
+// Contact and Petition are not bound to slots.)
 type Message struct {
 	From   Peer
 	Slot   uint64
 	Parent Hash
+	// Roster is the one that the signer is a member of: of a message about a
+	// slot, the parent record's.
+	Roster Hash
 	Body   Body
 }
 
 // Type returns the type of the body.
 func (m Message) Type() Type { return m.Body.messageType() }
 
-// Body is one of Announce, Ballot, SignedRecord and Return.
+// Body is one of Announce, Ballot, SignedRecord, Return, Vote, Proof,
+// RosterNotice, Contact and Petition.
 type Body interface {
 	messageType() Type
 	validate(m *Message) error
@@ -122,9 +142,25 @@ type Entry struct {
 }
 
 // Ballot lists the gradients whose bodies its signer holds and has checked,
-// by ascending peer.
+// by ascending peer, and what it would write into the record besides.
 type Ballot struct {
 	Entries []Entry
+	// Expelled are members that its signer holds a proof against and that the
+	// parent does not name yet, ascending.
+	Expelled []Peer
+	// Justified is the highest justified checkpoint that its signer knows on
+	// this chain; zero if the parent names it already.
+	Justified Checkpoint
+	// Roster is the next one, that its signer knows; zero if there is none.
+	Roster Hash
+}
+
+// Checkpoint names a record whose height is a multiple of the checkpoint
+// interval, and the roster in force after it. Genesis is the first.
+type Checkpoint struct {
+	Height uint64
+	ID     Hash
+	Roster Hash
 }
 
 // Record is one finished round: the gradients that went into it, and what
@@ -140,12 +176,28 @@ type Record struct {
 	Validation Validation
 	Model      Hash // of the parameters, then buffers
 	State      Hash // of the optimizer's state
+	// Position counts the minibatches dealt so far, this round's included:
+	// the data of the next round follow from it.
+	Position uint64
+	// Roster is the one under which the record's children are made.
+	Roster Hash
+	// Expelled are the members proven guilty up to here, ascending.
+	Expelled []Peer
+	// Justified is the highest checkpoint among its ancestors that the signers
+	// knew to be justified: what a vote for this record has as its source.
+	Justified Checkpoint
 }
 
 // Genesis returns the record of height 0, which nobody signs: it binds the
-// chain to the job and to the model that it starts from.
-func Genesis(job, model, state Hash) Record {
-	return Record{Parent: job, Model: model, State: state}
+// chain to the job, to the roster and to the model that it starts from. It is
+// final from the beginning.
+func Genesis(job, roster, model, state Hash) Record {
+	return Record{Parent: job, Roster: roster, Model: model, State: state}
+}
+
+// Checkpoint names the record.
+func (r *Record) Checkpoint() Checkpoint {
+	return Checkpoint{Height: r.Height, ID: r.ID(), Roster: r.Roster}
 }
 
 // ID names the record's content. It does not depend on who signed it.
@@ -182,10 +234,47 @@ type Return struct {
 	Head Record
 }
 
+// Vote says that its signer has the target's state on its disk, and that no
+// branch without the target's justified checkpoint is its own. The message's
+// slot is the target's height and its parent the target.
+type Vote struct {
+	Target Record
+}
+
+// Proof holds two messages that an honest peer never signs both.
+type Proof struct {
+	Peer Peer // who signed them
+	A, B []byte
+}
+
+// RosterNotice spreads a roster, in the encoding of package membership. The
+// message's slot is the roster's epoch, counted from 1.
+type RosterNotice struct {
+	Data []byte
+}
+
+// Contact says where its signer may be reached. The message's slot numbers its
+// contacts; the highest counts.
+type Contact struct {
+	Addresses []string
+}
+
+// Petition passes on what a stranger asks of those who hold an admin key, in
+// the encoding of package membership. The message's slot numbers its signer's
+// petitions.
+type Petition struct {
+	Data []byte
+}
+
 func (Announce) messageType() Type     { return TypeAnnounce }
 func (Ballot) messageType() Type       { return TypeBallot }
 func (SignedRecord) messageType() Type { return TypeRecord }
 func (Return) messageType() Type       { return TypeReturn }
+func (Vote) messageType() Type         { return TypeVote }
+func (Proof) messageType() Type        { return TypeProof }
+func (RosterNotice) messageType() Type { return TypeRoster }
+func (Contact) messageType() Type      { return TypeContact }
+func (Petition) messageType() Type     { return TypePetition }
 
 // What is on the wire: arrays, so that there is one encoding of each value.
 type (
@@ -223,6 +312,24 @@ type (
 		Peer     Peer
 		Gradient Hash
 	}
+	wireCheckpoint struct {
+		_      struct{} `cbor:",toarray"`
+		Height uint64
+		ID     Hash
+		Roster Hash
+	}
+	wireBallot struct {
+		_         struct{} `cbor:",toarray"`
+		Entries   []wireEntry
+		Expelled  []Peer
+		Justified *wireCheckpoint
+		Roster    *Hash
+	}
+	wireProof struct {
+		_    struct{} `cbor:",toarray"`
+		Peer Peer
+		A, B []byte
+	}
 	wireRecordContent struct {
 		_          struct{} `cbor:",toarray"`
 		Height     uint64
@@ -231,6 +338,10 @@ type (
 		Validation *wireValidation
 		Model      Hash
 		State      Hash
+		Position   uint64
+		Roster     Hash
+		Expelled   []Peer
+		Justified  wireCheckpoint
 	}
 	wireSigned struct {
 		_        struct{} `cbor:",toarray"`
@@ -313,6 +424,8 @@ func wireRecord(r *Record) wireRecordContent {
 	return wireRecordContent{
 		Height: r.Height, Set: wireEntries(r.Set), FUsed: r.FUsed,
 		Validation: wireValidationOf(r.Validation), Model: r.Model, State: r.State,
+		Position: r.Position, Roster: r.Roster, Expelled: append([]Peer{}, r.Expelled...),
+		Justified: wireCheckpoint{Height: r.Justified.Height, ID: r.Justified.ID, Roster: r.Justified.Roster},
 	}
 }
 
@@ -320,7 +433,16 @@ func (w *wireRecordContent) record(slot uint64, parent Hash) Record {
 	return Record{
 		Slot: slot, Height: w.Height, Parent: parent, Set: entries(w.Set),
 		FUsed: w.FUsed, Validation: w.Validation.validation(), Model: w.Model, State: w.State,
+		Position: w.Position, Roster: w.Roster, Expelled: peersOrNil(w.Expelled),
+		Justified: Checkpoint{Height: w.Justified.Height, ID: w.Justified.ID, Roster: w.Justified.Roster},
 	}
+}
+
+func peersOrNil(p []Peer) []Peer {
+	if len(p) == 0 {
+		return nil
+	}
+	return p
 }
 
 func (a Announce) wire() any {
@@ -330,7 +452,21 @@ func (a Announce) wire() any {
 	}
 }
 
-func (b Ballot) wire() any { return wireEntries(b.Entries) }
+func (b *Ballot) has(e Entry) bool {
+	i, ok := slices.BinarySearchFunc(b.Entries, e.Peer, func(x Entry, p Peer) int { return int(x.Peer) - int(p) })
+	return ok && b.Entries[i] == e
+}
+
+func (b Ballot) wire() any {
+	w := wireBallot{Entries: wireEntries(b.Entries), Expelled: append([]Peer{}, b.Expelled...)}
+	if b.Justified != (Checkpoint{}) {
+		w.Justified = &wireCheckpoint{Height: b.Justified.Height, ID: b.Justified.ID, Roster: b.Justified.Roster}
+	}
+	if b.Roster != (Hash{}) {
+		w.Roster = &b.Roster
+	}
+	return w
+}
 
 func (s SignedRecord) wire() any {
 	return wireSigned{Counter: s.Counter, TimedOut: s.TimedOut, Record: wireRecord(&s.Record)}
@@ -339,6 +475,18 @@ func (s SignedRecord) wire() any {
 func (r Return) wire() any {
 	return wireContent{Slot: r.Head.Slot, Parent: r.Head.Parent, Record: wireRecord(&r.Head)}
 }
+
+func (v Vote) wire() any {
+	return wireContent{Slot: v.Target.Slot, Parent: v.Target.Parent, Record: wireRecord(&v.Target)}
+}
+
+func (p Proof) wire() any { return wireProof{Peer: p.Peer, A: p.A, B: p.B} }
+
+func (r RosterNotice) wire() any { return r.Data }
+
+func (c Contact) wire() any { return append([]string{}, c.Addresses...) }
+
+func (p Petition) wire() any { return p.Data }
 
 func decodeBody(t Type, raw []byte, slot uint64, parent Hash) (Body, error) {
 	switch t {
@@ -352,11 +500,18 @@ func decodeBody(t Type, raw []byte, slot uint64, parent Hash) (Body, error) {
 			Validation: w.Validation.validation(), BaseModel: w.BaseModel,
 		}, nil
 	case TypeBallot:
-		var w []wireEntry
+		var w wireBallot
 		if err := decoding.Unmarshal(raw, &w); err != nil {
 			return nil, err
 		}
-		return Ballot{Entries: entries(w)}, nil
+		b := Ballot{Entries: entries(w.Entries), Expelled: peersOrNil(w.Expelled)}
+		if c := w.Justified; c != nil {
+			b.Justified = Checkpoint{Height: c.Height, ID: c.ID, Roster: c.Roster}
+		}
+		if w.Roster != nil {
+			b.Roster = *w.Roster
+		}
+		return b, nil
 	case TypeRecord:
 		var w wireSigned
 		if err := decoding.Unmarshal(raw, &w); err != nil {
@@ -369,6 +524,33 @@ func decodeBody(t Type, raw []byte, slot uint64, parent Hash) (Body, error) {
 			return nil, err
 		}
 		return Return{Head: w.Record.record(w.Slot, w.Parent)}, nil
+	case TypeVote:
+		var w wireContent
+		if err := decoding.Unmarshal(raw, &w); err != nil {
+			return nil, err
+		}
+		return Vote{Target: w.Record.record(w.Slot, w.Parent)}, nil
+	case TypeProof:
+		var w wireProof
+		if err := decoding.Unmarshal(raw, &w); err != nil {
+			return nil, err
+		}
+		return Proof{Peer: w.Peer, A: w.A, B: w.B}, nil
+	case TypeRoster, TypePetition:
+		var b []byte
+		if err := decoding.Unmarshal(raw, &b); err != nil {
+			return nil, err
+		}
+		if t == TypeRoster {
+			return RosterNotice{Data: b}, nil
+		}
+		return Petition{Data: b}, nil
+	case TypeContact:
+		var a []string
+		if err := decoding.Unmarshal(raw, &a); err != nil {
+			return nil, err
+		}
+		return Contact{Addresses: a}, nil
 	}
 	return nil, fmt.Errorf("unknown message type %d: the sender may run a newer version", uint8(t))
 }
@@ -411,7 +593,67 @@ func (a Announce) validate(*Message) error {
 	return a.Validation.validate()
 }
 
-func (b Ballot) validate(*Message) error { return validateEntries(b.Entries) }
+func validatePeers(set []Peer) error {
+	for i, p := range set {
+		if p >= MaxPeers || i > 0 && set[i-1] >= p {
+			return fmt.Errorf("peer %s is out of order or range", p)
+		}
+	}
+	return nil
+}
+
+func (b Ballot) validate(m *Message) error {
+	if err := validatePeers(b.Expelled); err != nil {
+		return fmt.Errorf("expelled: %w", err)
+	}
+	if c := b.Justified; c != (Checkpoint{}) && (c.Height == 0 || c.Height >= m.Slot) {
+		return fmt.Errorf("a justified checkpoint of height %d in slot %d", c.Height, m.Slot)
+	}
+	return validateEntries(b.Entries)
+}
+
+func (v Vote) validate(m *Message) error {
+	if m.Slot != v.Target.Height || m.Roster != v.Target.Roster || v.Target.ID() != m.Parent {
+		return errors.New("its target is not the one that the message names")
+	}
+	return v.Target.validate()
+}
+
+func (p Proof) validate(m *Message) error {
+	switch {
+	case p.Peer >= MaxPeers:
+		return fmt.Errorf("accuses peer %s", p.Peer)
+	case len(p.A) > maxPlainBytes || len(p.B) > maxPlainBytes:
+		return fmt.Errorf("messages of %d and %d bytes, more than %d", len(p.A), len(p.B), maxPlainBytes)
+	}
+	return nil
+}
+
+func (r RosterNotice) validate(*Message) error {
+	if len(r.Data) == 0 || len(r.Data) > maxPlainBytes-1<<10 {
+		return fmt.Errorf("a roster of %d bytes", len(r.Data))
+	}
+	return nil
+}
+
+func (c Contact) validate(*Message) error {
+	if len(c.Addresses) > maxAddresses {
+		return fmt.Errorf("%d addresses, more than %d", len(c.Addresses), maxAddresses)
+	}
+	for _, a := range c.Addresses {
+		if a == "" || len(a) > maxAddressBytes {
+			return fmt.Errorf("an address of %d bytes", len(a))
+		}
+	}
+	return nil
+}
+
+func (p Petition) validate(*Message) error {
+	if len(p.Data) == 0 || len(p.Data) > 16<<10 {
+		return fmt.Errorf("a petition of %d bytes", len(p.Data))
+	}
+	return nil
+}
 
 func (s SignedRecord) validate(m *Message) error {
 	switch {
@@ -431,6 +673,18 @@ func (r *Record) validate() error {
 		return errors.New("record with an empty set")
 	case int(r.FUsed) > (len(r.Set)-1)/2:
 		return fmt.Errorf("f used %d is too large for %d gradients", r.FUsed, len(r.Set))
+	case r.Justified.Height >= r.Height:
+		return fmt.Errorf("the justified checkpoint of height %d is not among the ancestors of height %d", r.Justified.Height, r.Height)
+	case r.Position > MaxSlot:
+		return fmt.Errorf("position %d out of range", r.Position)
+	}
+	if err := validatePeers(r.Expelled); err != nil {
+		return fmt.Errorf("expelled: %w", err)
+	}
+	for _, e := range r.Set {
+		if _, ok := slices.BinarySearch(r.Expelled, e.Peer); ok {
+			return fmt.Errorf("peer %s is both in the set and expelled", e.Peer)
+		}
 	}
 	if err := r.Validation.validate(); err != nil {
 		return err
@@ -447,16 +701,16 @@ func (r Return) validate(m *Message) error {
 
 // validate checks what does not depend on the job.
 func (m *Message) validate() error {
-	if m.Slot == 0 || m.Slot > MaxSlot {
+	if m.Slot == 0 || m.Slot > MaxSlot || m.Body == nil {
 		return fmt.Errorf("slot %d out of range", m.Slot)
 	}
 	return m.Body.validate(m)
 }
 
 // encodeMessage returns the bytes that are signed, without the domain.
-func encodeMessage(job, roster Hash, m *Message) []byte {
+func encodeMessage(job Hash, m *Message) []byte {
 	return mustEncode(wireMessage{
-		Job: job, Roster: roster, Type: m.Type(), From: m.From, Slot: m.Slot, Parent: m.Parent,
+		Job: job, Roster: m.Roster, Type: m.Type(), From: m.From, Slot: m.Slot, Parent: m.Parent,
 		Body: mustEncode(m.Body.wire()),
 	})
 }
@@ -467,11 +721,11 @@ func signedBytes(message []byte) []byte {
 
 // Sign encodes and signs a message of this machine's own peer. The id names
 // the message, whatever the signature's bits.
-func Sign(key ed25519.PrivateKey, job, roster Hash, m Message) (envelope []byte, id Hash, err error) {
+func Sign(key ed25519.PrivateKey, job Hash, m Message) (envelope []byte, id Hash, err error) {
 	if err := m.validate(); err != nil {
 		return nil, Hash{}, fmt.Errorf("signing a %s for slot %d: %w", m.Type(), m.Slot, err)
 	}
-	message := encodeMessage(job, roster, &m)
+	message := encodeMessage(job, &m)
 	signed := signedBytes(message)
 	envelope = mustEncode(wireEnvelope{Message: message, Signature: ed25519.Sign(key, signed)})
 	if len(envelope) > MaxMessageBytes {
@@ -480,19 +734,28 @@ func Sign(key ed25519.PrivateKey, job, roster Hash, m Message) (envelope []byte,
 	return envelope, treehash.Sum(signed), nil
 }
 
+// ID names a message as Sign and Open do.
+func ID(job Hash, m Message) Hash { return treehash.Sum(signedBytes(encodeMessage(job, &m))) }
+
+// Keys are the public keys of rosters, by member index; nil where there is no
+// member. It reports whether the roster is known, and may be called by several
+// goroutines at once.
+type Keys func(roster Hash) (members []ed25519.PublicKey, ok bool)
+
 // Open decodes an envelope and checks everything that can be checked without
 // the run's history: bounds, canonical form (one value has one encoding), job,
-// roster, membership and signature. It is safe for concurrent use and keeps no
-// part of the envelope.
-func Open(envelope []byte, job, roster Hash, members []ed25519.PublicKey) (Message, Hash, error) {
-	m, id, err := open(envelope, job, roster, members)
+// membership and signature; of a proof also the two messages in it. The error
+// wraps ErrUnknownRoster if keys does not know the roster. It is safe for
+// concurrent use and keeps no part of the envelope.
+func Open(envelope []byte, job Hash, keys Keys) (Message, Hash, error) {
+	m, id, err := open(envelope, job, keys)
 	if err != nil {
 		return Message{}, Hash{}, fmt.Errorf("refused message: %w", err)
 	}
 	return m, id, nil
 }
 
-func open(envelope []byte, job, roster Hash, members []ed25519.PublicKey) (m Message, id Hash, err error) {
+func open(envelope []byte, job Hash, keys Keys) (m Message, id Hash, err error) {
 	if len(envelope) > MaxMessageBytes {
 		return m, id, fmt.Errorf("%d bytes, more than %d", len(envelope), MaxMessageBytes)
 	}
@@ -507,34 +770,103 @@ func open(envelope []byte, job, roster Hash, members []ed25519.PublicKey) (m Mes
 	if err := decoding.Unmarshal(e.Message, &w); err != nil {
 		return m, id, err
 	}
-	switch {
-	case w.Job != job:
+	if w.Job != job {
 		return m, id, fmt.Errorf("it is of job %s, not %s", w.Job.Short(), job.Short())
-	case w.Roster != roster:
-		return m, id, fmt.Errorf("it is of roster %s, not %s", w.Roster.Short(), roster.Short())
-	case int(w.From) >= len(members):
-		return m, id, fmt.Errorf("peer %s is not one of the %d on the roster", w.From, len(members))
+	}
+	if len(envelope) > maxPlainBytes && w.Type != TypeProof {
+		return m, id, fmt.Errorf("a %s of %d bytes, more than %d", w.Type, len(envelope), maxPlainBytes)
+	}
+	members, ok := keys(w.Roster)
+	if !ok {
+		return m, id, fmt.Errorf("%s of peer %s, roster %s: %w", w.Type, w.From, w.Roster.Short(), ErrUnknownRoster)
+	}
+	if int(w.From) >= len(members) || members[w.From] == nil {
+		return m, id, fmt.Errorf("peer %s is not on the roster %s", w.From, w.Roster.Short())
 	}
 	body, err := decodeBody(w.Type, w.Body, w.Slot, w.Parent)
 	if err != nil {
 		return m, id, fmt.Errorf("%s of peer %s: %w", w.Type, w.From, err)
 	}
-	m = Message{From: w.From, Slot: w.Slot, Parent: w.Parent, Body: body}
-	if err := m.validateFor(len(members)); err != nil {
+	m = Message{From: w.From, Slot: w.Slot, Parent: w.Parent, Roster: w.Roster, Body: body}
+	if err := m.validateFor(members); err != nil {
 		return m, id, fmt.Errorf("%s of peer %s: %w", w.Type, w.From, err)
 	}
-	if !bytes.Equal(encodeMessage(job, roster, &m), e.Message) || !bytes.Equal(mustEncode(e), envelope) {
+	if !bytes.Equal(encodeMessage(job, &m), e.Message) || !bytes.Equal(mustEncode(e), envelope) {
 		return m, id, fmt.Errorf("%s of peer %s: not in canonical form", w.Type, w.From)
 	}
 	signed := signedBytes(e.Message)
 	if !ed25519.Verify(members[w.From], signed, e.Signature) {
 		return m, id, fmt.Errorf("%s of peer %s: the signature is not this peer's", w.Type, w.From)
 	}
+	if p, ok := body.(Proof); ok {
+		if err := p.check(job, keys); err != nil {
+			return m, id, fmt.Errorf("%s of peer %s: %w", w.Type, w.From, err)
+		}
+	}
 	return m, treehash.Sum(signed), nil
 }
 
-// validateFor checks a message against a roster of n.
-func (m *Message) validateFor(n int) error {
+// NewProof makes a proof of two envelopes, or says why they are none.
+func NewProof(a, b []byte, job Hash, keys Keys) (Proof, error) {
+	m, _, err := open(a, job, keys)
+	if err != nil {
+		return Proof{}, fmt.Errorf("no proof: %w", err)
+	}
+	p := Proof{Peer: m.From, A: bytes.Clone(a), B: bytes.Clone(b)}
+	if bytes.Compare(p.A, p.B) > 0 {
+		p.A, p.B = p.B, p.A
+	}
+	if err := p.check(job, keys); err != nil {
+		return Proof{}, fmt.Errorf("no proof: %w", err)
+	}
+	return p, nil
+}
+
+func (p *Proof) check(job Hash, keys Keys) error {
+	var m [2]Message
+	var ids [2]Hash
+	for i, b := range [][]byte{p.A, p.B} {
+		var err error
+		if m[i], ids[i], err = open(b, job, keys); err != nil {
+			return fmt.Errorf("message %d: %w", i+1, err)
+		}
+		if m[i].From != p.Peer {
+			return fmt.Errorf("message %d is of peer %s, not of %s", i+1, m[i].From, p.Peer)
+		}
+	}
+	if bytes.Compare(p.A, p.B) > 0 || ids[0] == ids[1] || !conflicts(&m[0], &m[1]) {
+		return errors.New("an honest peer may sign both messages")
+	}
+	return nil
+}
+
+// conflicts reports whether no honest peer signs both of two different
+// messages.
+func conflicts(a, b *Message) bool {
+	if a.From != b.From || a.Type() != b.Type() {
+		return false
+	}
+	switch x := a.Body.(type) {
+	case Announce, Ballot:
+		return a.Slot == b.Slot && a.Parent == b.Parent
+	case SignedRecord:
+		y := b.Body.(SignedRecord)
+		return a.Slot == b.Slot && a.Parent == b.Parent || x.Counter == y.Counter
+	case Vote:
+		y := b.Body.(Vote)
+		s, t := &x.Target, &y.Target
+		if s.Height > t.Height {
+			s, t = t, s
+		}
+		return s.Height == t.Height || t.Justified.Height < s.Justified.Height
+	}
+	return false
+}
+
+// validateFor checks a message against a roster. Sets are of gradients that
+// were announced under the roster of the message, but for those of Return and
+// Vote, which are older.
+func (m *Message) validateFor(members []ed25519.PublicKey) error {
 	if err := m.validate(); err != nil {
 		return err
 	}
@@ -544,11 +876,11 @@ func (m *Message) validateFor(n int) error {
 		set = b.Entries
 	case SignedRecord:
 		set = b.Record.Set
-	case Return:
-		set = b.Head.Set
 	}
-	if len(set) > 0 && int(set[len(set)-1].Peer) >= n {
-		return fmt.Errorf("names peer %s, but the roster has %d", set[len(set)-1].Peer, n)
+	for _, e := range set {
+		if int(e.Peer) >= len(members) || members[e.Peer] == nil {
+			return fmt.Errorf("names peer %s, who is not on the roster", e.Peer)
+		}
 	}
 	return nil
 }
@@ -563,7 +895,20 @@ func (m Message) String() string {
 		}
 		return s + ": " + b.Gradient.Short()
 	case Ballot:
-		return s + ": " + describeSet(b.Entries)
+		s += ": " + describeSet(b.Entries)
+		if len(b.Expelled) > 0 {
+			s += fmt.Sprintf(" expels %d", b.Expelled)
+		}
+		if b.Justified != (Checkpoint{}) {
+			s += fmt.Sprintf(" justified %s", b.Justified.ID.Short())
+		}
+		if b.Roster != (Hash{}) {
+			s += fmt.Sprintf(" roster %s", b.Roster.Short())
+		}
+	case Vote:
+		s += fmt.Sprintf(" from %s height %d", b.Target.Justified.ID.Short(), b.Target.Justified.Height)
+	case Proof:
+		s += fmt.Sprintf(": against %d", b.Peer)
 	case SignedRecord:
 		id := b.Record.ID()
 		s += fmt.Sprintf(": %s height %d set %s counter %d", id.Short(), b.Record.Height, describeSet(b.Record.Set), b.Counter)

@@ -28,6 +28,11 @@ func testMembers(n int) []ed25519.PublicKey {
 	return m
 }
 
+func testKeys(n int) Keys {
+	members := testMembers(n)
+	return func(roster Hash) ([]ed25519.PublicKey, bool) { return members, roster == testRoster }
+}
+
 func h(s string) Hash { return treehash.Sum([]byte(s)) }
 
 var (
@@ -42,10 +47,12 @@ func testMessages() []Message {
 		Set:        []Entry{{0, h("g0")}, {2, h("g2")}, {3, h("g3")}},
 		Validation: Validation{LossMicro: 312345, Correct: 950, Count: 1000},
 		Model:      h("model"), State: h("state"),
+		Position: 28, Roster: testRoster, Expelled: []Peer{1}, Justified: Checkpoint{Height: 4, ID: h("checkpoint"), Roster: h("old roster")},
 	}
 	bare := full
+	bare.Expelled = nil
 	bare.Validation, bare.Set, bare.FUsed = Validation{}, full.Set[:1], 0
-	return []Message{
+	messages := []Message{
 		{From: 1, Slot: 9, Parent: parent, Body: Announce{Gradient: h("g1"), Bytes: 177704, Validation: full.Validation, BaseModel: h("base")}},
 		{From: 1, Slot: 9, Parent: parent, Body: Announce{Gradient: h("g1"), Bytes: 177704, Validation: Validation{LossMicro: -5, Count: 3}, BaseModel: h("base")}},
 		{From: 2, Slot: 9, Parent: parent, Body: Announce{BaseModel: h("base")}},
@@ -54,7 +61,26 @@ func testMessages() []Message {
 		{From: 0, Slot: 9, Parent: parent, Body: SignedRecord{Record: full, Counter: 300}},
 		{From: 0, Slot: 9, Parent: parent, Body: SignedRecord{Record: bare, Counter: 1 << 40, TimedOut: true}},
 		{From: 2, Slot: 10, Parent: full.ID(), Body: Return{Head: full}},
+		{From: 3, Slot: 9, Parent: parent, Body: Ballot{Entries: full.Set, Expelled: []Peer{1}, Justified: full.Justified, Roster: h("next roster")}},
+		{From: 1, Slot: 7, Parent: full.ID(), Body: Vote{Target: full}},
+		{From: 2, Slot: 1, Body: RosterNotice{Data: []byte("a roster")}},
+		{From: 2, Slot: 4, Body: Contact{Addresses: []string{"/ip4/192.0.2.1/tcp/7000"}}},
+		{From: 2, Slot: 5, Body: Petition{Data: []byte("a petition")}},
+		{From: 1, Slot: 9, Parent: parent, Body: Announce{Gradient: h("g1"), Bytes: 88852, Codec: CodecFloat16, BaseModel: h("base")}},
 	}
+	for i := range messages {
+		messages[i].Roster = testRoster
+	}
+	two := [2][]byte{}
+	for i, g := range []string{"one", "other"} {
+		m := Message{From: 3, Slot: 9, Parent: parent, Roster: testRoster, Body: Announce{Gradient: h(g), Bytes: 4, BaseModel: h("base")}}
+		two[i], _, _ = Sign(testKey(3), testJob, m)
+	}
+	proof, err := NewProof(two[0], two[1], testJob, testKeys(4))
+	if err != nil {
+		panic(err)
+	}
+	return append(messages, Message{From: 0, Slot: 9, Parent: parent, Roster: testRoster, Body: proof})
 }
 
 // The golden file holds, for each message, a comment, the envelope and the
@@ -68,7 +94,7 @@ func TestGoldenVectors(t *testing.T) {
 		fmt.Fprintf(&out, "key %d %x\n", p, []byte(k))
 	}
 	for _, m := range testMessages() {
-		envelope, id, err := Sign(testKey(m.From), testJob, testRoster, m)
+		envelope, id, err := Sign(testKey(m.From), testJob, m)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -92,13 +118,12 @@ func TestGoldenVectors(t *testing.T) {
 }
 
 func TestOpenGivesWhatWasSigned(t *testing.T) {
-	members := testMembers(4)
 	for _, m := range testMessages() {
-		envelope, id, err := Sign(testKey(m.From), testJob, testRoster, m)
+		envelope, id, err := Sign(testKey(m.From), testJob, m)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, gotID, err := Open(envelope, testJob, testRoster, members)
+		got, gotID, err := Open(envelope, testJob, testKeys(4))
 		if err != nil {
 			t.Fatalf("%v: %v", m, err)
 		}
@@ -108,21 +133,20 @@ func TestOpenGivesWhatWasSigned(t *testing.T) {
 		for i := range envelope {
 			bad := bytes.Clone(envelope)
 			bad[i] ^= 1
-			if _, _, err := Open(bad, testJob, testRoster, members); err == nil {
+			if _, _, err := Open(bad, testJob, testKeys(4)); err == nil {
 				t.Fatalf("%v: accepted with byte %d changed", m, i)
 			}
 		}
-		if _, _, err := Open(append(bytes.Clone(envelope), 0), testJob, testRoster, members); err == nil {
+		if _, _, err := Open(append(bytes.Clone(envelope), 0), testJob, testKeys(4)); err == nil {
 			t.Errorf("%v: accepted with a trailing byte", m)
 		}
 	}
 }
 
 func TestOpenRefuses(t *testing.T) {
-	members := testMembers(4)
 	valid := testMessages()[0]
 	sign := func(p Peer, m Message) []byte {
-		message := encodeMessage(testJob, testRoster, &m)
+		message := encodeMessage(testJob, &m)
 		return mustEncode(wireEnvelope{Message: message, Signature: ed25519.Sign(testKey(p), signedBytes(message))})
 	}
 	with := func(b Body) []byte {
@@ -137,6 +161,8 @@ func TestOpenRefuses(t *testing.T) {
 		f(&r)
 		return with(r)
 	}
+	elsewhere := valid
+	elsewhere.Roster = h("x")
 	stranger := valid
 	stranger.From = 4
 	early := valid
@@ -145,36 +171,45 @@ func TestOpenRefuses(t *testing.T) {
 	late.Slot = MaxSlot + 1
 	envelope := sign(1, valid)
 	for name, tc := range map[string]struct {
-		envelope    []byte
-		job, roster Hash
-		want        string
+		envelope []byte
+		job      Hash
+		want     string
 	}{
-		"another job":     {envelope, h("x"), testRoster, "of job"},
-		"another roster":  {envelope, testJob, h("x"), "of roster"},
-		"stranger":        {sign(4, stranger), testJob, testRoster, "not one of the 4 on the roster"},
-		"impersonation":   {sign(2, valid), testJob, testRoster, "not this peer's"},
-		"slot zero":       {sign(1, early), testJob, testRoster, "out of range"},
-		"slot too large":  {sign(1, late), testJob, testRoster, "out of range"},
-		"too long":        {make([]byte, MaxMessageBytes+1), testJob, testRoster, "bytes, more than"},
-		"size alone":      {with(Announce{Bytes: 5}), testJob, testRoster, "a size without a gradient"},
-		"too many bytes":  {with(Announce{Gradient: h("g"), Bytes: MaxGradientBytes + 1}), testJob, testRoster, "more than"},
-		"another head":    {with(Return{Head: record.Record}), testJob, testRoster, "not the parent"},
-		"codec":           {with(Announce{Gradient: h("g"), Bytes: 1, Codec: 9}), testJob, testRoster, "unknown codec 9"},
-		"more than all":   {with(Announce{Gradient: h("g"), Bytes: 1, Validation: Validation{Correct: 2, Count: 1}}), testJob, testRoster, "2 right of 1"},
-		"order":           {with(Ballot{Entries: []Entry{{2, h("a")}, {1, h("b")}}}), testJob, testRoster, "peer 2 after peer 3"},
-		"twice":           {with(Ballot{Entries: []Entry{{2, h("a")}, {2, h("b")}}}), testJob, testRoster, "peer 3 after peer 3"},
-		"unknown peer":    {with(Ballot{Entries: []Entry{{7, h("a")}}}), testJob, testRoster, "names peer 8"},
-		"no gradient":     {with(Ballot{Entries: []Entry{{1, Hash{}}}}), testJob, testRoster, "without a gradient"},
-		"empty set":       {changed(func(r *SignedRecord) { r.Record.Set = nil }), testJob, testRoster, "empty set"},
-		"counter":         {changed(func(r *SignedRecord) { r.Counter = 0 }), testJob, testRoster, "counter 0"},
-		"height":          {changed(func(r *SignedRecord) { r.Record.Height = 10 }), testJob, testRoster, "does not fit slot"},
-		"f":               {changed(func(r *SignedRecord) { r.Record.FUsed = 2 }), testJob, testRoster, "f used 2"},
-		"not CBOR":        {[]byte{0xff}, testJob, testRoster, "refused message"},
-		"nothing":         {nil, testJob, testRoster, "refused message"},
-		"indefinite":      {append([]byte{0x9f}, append(envelope[1:], 0xff)...), testJob, testRoster, "indefinite"},
-		"short signature": {mustEncode(wireEnvelope{Message: []byte{1}, Signature: []byte{1}}), testJob, testRoster, "signature of 1 bytes"},
+		"another job":     {envelope, h("x"), "of job"},
+		"another roster":  {sign(1, elsewhere), testJob, "not known here yet"},
+		"stranger":        {sign(4, stranger), testJob, "peer 5 is not on the roster"},
+		"impersonation":   {sign(2, valid), testJob, "not this peer's"},
+		"slot zero":       {sign(1, early), testJob, "out of range"},
+		"slot too large":  {sign(1, late), testJob, "out of range"},
+		"too long":        {make([]byte, MaxMessageBytes+1), testJob, "bytes, more than"},
+		"size alone":      {with(Announce{Bytes: 5}), testJob, "a size without a gradient"},
+		"too many bytes":  {with(Announce{Gradient: h("g"), Bytes: MaxGradientBytes + 1}), testJob, "more than"},
+		"another head":    {with(Return{Head: record.Record}), testJob, "not the parent"},
+		"codec":           {with(Announce{Gradient: h("g"), Bytes: 1, Codec: 9}), testJob, "unknown codec 9"},
+		"more than all":   {with(Announce{Gradient: h("g"), Bytes: 1, Validation: Validation{Correct: 2, Count: 1}}), testJob, "2 right of 1"},
+		"order":           {with(Ballot{Entries: []Entry{{2, h("a")}, {1, h("b")}}}), testJob, "peer 2 after peer 3"},
+		"twice":           {with(Ballot{Entries: []Entry{{2, h("a")}, {2, h("b")}}}), testJob, "peer 3 after peer 3"},
+		"unknown peer":    {with(Ballot{Entries: []Entry{{7, h("a")}}}), testJob, "names peer 8"},
+		"no gradient":     {with(Ballot{Entries: []Entry{{1, Hash{}}}}), testJob, "without a gradient"},
+		"empty set":       {changed(func(r *SignedRecord) { r.Record.Set = nil }), testJob, "empty set"},
+		"set expelled":    {changed(func(r *SignedRecord) { r.Record.Expelled = []Peer{2} }), testJob, "both in the set and expelled"},
+		"expelled order":  {changed(func(r *SignedRecord) { r.Record.Expelled = []Peer{1, 1} }), testJob, "out of order"},
+		"justified":       {changed(func(r *SignedRecord) { r.Record.Justified.Height = 7 }), testJob, "is not among the ancestors"},
+		"another target":  {with(Vote{Target: record.Record}), testJob, "not the one that the message names"},
+		"no proof":        {with(Proof{Peer: 1, A: envelope, B: envelope}), testJob, "may sign both"},
+		"half a proof":    {with(Proof{Peer: 1, A: envelope}), testJob, "message 2"},
+		"another's proof": {with(Proof{Peer: 2, A: envelope, B: envelope}), testJob, "is of peer 2, not of 3"},
+		"large":           {with(Petition{Data: make([]byte, 17<<10)}), testJob, "petition of"},
+		"addresses":       {with(Contact{Addresses: make([]string, 17)}), testJob, "17 addresses"},
+		"counter":         {changed(func(r *SignedRecord) { r.Counter = 0 }), testJob, "counter 0"},
+		"height":          {changed(func(r *SignedRecord) { r.Record.Height = 10 }), testJob, "does not fit slot"},
+		"f":               {changed(func(r *SignedRecord) { r.Record.FUsed = 2 }), testJob, "f used 2"},
+		"not CBOR":        {[]byte{0xff}, testJob, "refused message"},
+		"nothing":         {nil, testJob, "refused message"},
+		"indefinite":      {append([]byte{0x9f}, append(envelope[1:], 0xff)...), testJob, "indefinite"},
+		"short signature": {mustEncode(wireEnvelope{Message: []byte{1}, Signature: []byte{1}}), testJob, "signature of 1 bytes"},
 	} {
-		_, _, err := Open(tc.envelope, tc.job, tc.roster, members)
+		_, _, err := Open(tc.envelope, tc.job, testKeys(4))
 		if err == nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: error %v, want one with %q", name, err, tc.want)
 		}
@@ -185,32 +220,31 @@ func TestOpenRefuses(t *testing.T) {
 // the same and is signed.
 func TestOpenRefusesOtherForms(t *testing.T) {
 	m := testMessages()[7]
-	message := encodeMessage(testJob, testRoster, &m)
+	message := encodeMessage(testJob, &m)
 	at := bytes.Index(message, append([]byte{4, 2}, 10)) + 2 // type, from, slot
 	long := append(bytes.Clone(message[:at]), 0x18, 10)
 	long = append(long, message[at+1:]...)
 	envelope := mustEncode(wireEnvelope{Message: long, Signature: ed25519.Sign(testKey(m.From), signedBytes(long))})
-	if _, _, err := Open(envelope, testJob, testRoster, testMembers(4)); err == nil || !strings.Contains(err.Error(), "canonical") {
+	if _, _, err := Open(envelope, testJob, testKeys(4)); err == nil || !strings.Contains(err.Error(), "canonical") {
 		t.Errorf("error %v", err)
 	}
 }
 
 func FuzzOpen(f *testing.F) {
-	members := testMembers(4)
 	for _, m := range testMessages() {
-		envelope, _, err := Sign(testKey(m.From), testJob, testRoster, m)
+		envelope, _, err := Sign(testKey(m.From), testJob, m)
 		if err != nil {
 			f.Fatal(err)
 		}
 		f.Add(envelope)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		m, id, err := Open(b, testJob, testRoster, members)
+		m, id, err := Open(b, testJob, testKeys(4))
 		if err != nil {
 			return
 		}
 		// Nobody but the test signs, so it is one of the seeds.
-		again, id2, err := Sign(testKey(m.From), testJob, testRoster, m)
+		again, id2, err := Sign(testKey(m.From), testJob, m)
 		if err != nil || id2 != id || !bytes.Equal(again, b) {
 			t.Errorf("accepted %x, which is not how it is signed", b)
 		}
@@ -228,8 +262,8 @@ func FuzzBody(f *testing.F) {
 		if err != nil {
 			return
 		}
-		m := Message{From: 1, Slot: 9, Parent: h("parent"), Body: body}
-		if m.validateFor(4) != nil {
+		m := Message{From: 1, Slot: 9, Parent: h("parent"), Roster: testRoster, Body: body}
+		if m.validateFor(testMembers(4)) != nil {
 			return
 		}
 		once := mustEncode(body.wire())
@@ -239,6 +273,60 @@ func FuzzBody(f *testing.F) {
 		}
 		_ = m.String()
 	})
+}
+
+// What an honest peer signs one of, and what it may sign both of.
+func TestProofs(t *testing.T) {
+	parent := h("parent")
+	record := testMessages()[5].Body.(SignedRecord)
+	with := func(f func(*Record)) Record {
+		r := record.Record
+		f(&r)
+		return r
+	}
+	other := with(func(r *Record) { r.Model = h("false") })
+	later := with(func(r *Record) { r.Slot, r.Parent = 12, h("later") })
+	vote := func(height, source uint64) Message {
+		r := with(func(r *Record) { r.Slot, r.Height, r.Justified.Height = 99, height, source })
+		return Message{Slot: height, Parent: r.ID(), Body: Vote{Target: r}}
+	}
+	say := func(r Record, counter uint64) Message {
+		return Message{Slot: r.Slot, Parent: r.Parent, Body: SignedRecord{Record: r, Counter: counter}}
+	}
+	announce := func(g string, slot uint64) Message {
+		return Message{Slot: slot, Parent: parent, Body: Announce{Gradient: h(g), Bytes: 4}}
+	}
+	for name, tc := range map[string]struct {
+		a, b  Message
+		proof bool
+	}{
+		"two gradients":       {announce("a", 9), announce("b", 9), true},
+		"one gradient":        {announce("a", 9), announce("a", 9), false},
+		"two slots":           {announce("a", 9), announce("b", 10), false},
+		"two ballots":         {Message{Slot: 9, Parent: parent, Body: Ballot{}}, Message{Slot: 9, Parent: parent, Body: Ballot{Expelled: []Peer{1}}}, true},
+		"types":               {announce("a", 9), Message{Slot: 9, Parent: parent, Body: Ballot{}}, false},
+		"two records":         {say(record.Record, 1), say(other, 2), true},
+		"one counter":         {say(record.Record, 1), say(later, 1), true},
+		"a later record":      {say(record.Record, 1), say(later, 2), false},
+		"votes for a height":  {vote(8, 4), vote(8, 0), true},
+		"a vote around":       {vote(12, 0), vote(8, 4), true},
+		"a vote within":       {vote(8, 4), vote(12, 0), true},
+		"votes in a row":      {vote(8, 4), vote(12, 8), false},
+		"votes of one source": {vote(8, 4), vote(12, 4), false},
+	} {
+		envelopes := [2][]byte{}
+		for i, m := range []Message{tc.a, tc.b} {
+			m.From, m.Roster = 2, testRoster
+			var err error
+			if envelopes[i], _, err = Sign(testKey(2), testJob, m); err != nil {
+				t.Fatal(err)
+			}
+		}
+		p, err := NewProof(envelopes[0], envelopes[1], testJob, testKeys(4))
+		if (err == nil) != tc.proof || tc.proof && p.Peer != 2 {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }
 
 func TestRecordIDIsOfTheContent(t *testing.T) {
@@ -253,6 +341,10 @@ func TestRecordIDIsOfTheContent(t *testing.T) {
 		"validation": func(r *Record) { r.Validation.Correct++ },
 		"model":      func(r *Record) { r.Model[31]++ },
 		"state":      func(r *Record) { r.State[31]++ },
+		"position":   func(r *Record) { r.Position++ },
+		"roster":     func(r *Record) { r.Roster[3]++ },
+		"expelled":   func(r *Record) { r.Expelled = nil },
+		"justified":  func(r *Record) { r.Justified.ID[1]++ },
 	} {
 		c := r
 		f(&c)
@@ -263,15 +355,14 @@ func TestRecordIDIsOfTheContent(t *testing.T) {
 }
 
 func BenchmarkSignOpen(b *testing.B) {
-	members := testMembers(4)
 	m := testMessages()[5]
 	key := testKey(m.From)
 	for b.Loop() {
-		envelope, _, err := Sign(key, testJob, testRoster, m)
+		envelope, _, err := Sign(key, testJob, m)
 		if err != nil {
 			b.Fatal(err)
 		}
-		if _, _, err := Open(envelope, testJob, testRoster, members); err != nil {
+		if _, _, err := Open(envelope, testJob, testKeys(4)); err != nil {
 			b.Fatal(err)
 		}
 	}
@@ -282,7 +373,6 @@ func TestHexFileIsHex(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	members := testMembers(4)
 	for _, line := range strings.Split(string(b), "\n") {
 		x, ok := strings.CutPrefix(line, "envelope ")
 		if !ok {
@@ -292,7 +382,7 @@ func TestHexFileIsHex(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if _, _, err := Open(envelope, testJob, testRoster, members); err != nil {
+		if _, _, err := Open(envelope, testJob, testKeys(4)); err != nil {
 			t.Error(err)
 		}
 	}

@@ -27,7 +27,13 @@ func TestMutantsAreKilled(t *testing.T) {
 				case "threshold":
 					cfg.Liars, cfg.Crashes, cfg.Partitions, cfg.Pauses = []int{0}, 0, 0, 0
 				case "believe":
-					cfg.Liars = []int{0, 1}
+					cfg.Liars, cfg.Lies = []int{0, 1}, sim.Forge
+				case "quorum", "vote alone", "vote twice", "forget votes", "blind fork", "vote at once":
+					cfg.Liars, cfg.Lies, cfg.Bridge = []int{0}, sim.TwoFaced, true
+					cfg.Split, cfg.CheckpointEvery, cfg.Chaos = true, 2, 6*time.Second
+					cfg.Loss, cfg.PowerCuts, cfg.CrashWrites = 0, r.IntN(2), .05
+				case "keep guilty":
+					cfg.Liars, cfg.Lies = []int{1}, sim.Equivocate
 				}
 				if _, err := sim.Run(cfg); err != nil && !strings.Contains(err.Error(), "P6") {
 					t.Logf("killed by %v", err)

@@ -127,8 +127,9 @@ func (s *story) record(d *datadriven.TestData) Record {
 	}
 	r := Record{
 		Slot: slot, Height: parent.Height + 1, Parent: parent.ID(), Set: set,
-		FUsed: uint16(min(s.m.cfg.F, (len(set)-1)/2)),
+		FUsed: uint16(min(s.m.ros.F, (len(set)-1)/2)),
 		Model: h(fmt.Sprint(parent.Model, content, salt)), State: h(fmt.Sprint(parent.State, content)),
+		Position: parent.Position + s.m.ros.Minibatches, Roster: parent.Roster, Justified: parent.Justified,
 	}
 	s.learn(r)
 	return r
@@ -148,19 +149,19 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 			r := s.records[on]
 			m.Parent = r.ID()
 		}
-		return s.step(Received{m})
+		return s.step(said(m))
 	}
 	var out strings.Builder
 	froms := s.peers(arg(d, "from", ""))
 	switch d.Cmd {
 	case "new":
 		*s = story{names: map[string]string{}, records: map[string]Record{}, counter: map[Peer]uint64{}}
-		g := Genesis(h("job"), h("model"), h("state"))
+		g := genesis()
 		s.records["genesis"] = g
 		s.name(g.ID(), "genesis")
 		n := int(number("n", 4))
 		m, err := New(Config{
-			Self: Peer(number("self", 0)), N: n, F: MaxFaulty(n), Genesis: g,
+			Self: Peer(number("self", 0)), Rosters: roster(n), Genesis: g,
 			Rounds: number("rounds", 100), Watermark: number("watermark", 0), Counter: number("counter", 0),
 			TargetAccuracy: uint32(number("target", 0)),
 		})
@@ -253,7 +254,7 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		for _, p := range froms {
 			s.counter[p]++
 			c := number("counter", s.counter[p])
-			out.WriteString(s.step(Received{Message{From: p, Slot: r.Slot, Parent: r.Parent, Body: SignedRecord{Record: r, Counter: c}}}))
+			out.WriteString(s.step(said(Message{From: p, Slot: r.Slot, Parent: r.Parent, Body: SignedRecord{Record: r, Counter: c}})))
 		}
 	case "state":
 		r := s.records[arg(d, "of", "")]

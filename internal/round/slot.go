@@ -21,7 +21,7 @@ func (m *Machine) reason(r *Record) (Reason, bool) {
 	return RoundsReached, m.cfg.Rounds > 0 && r.Height >= m.cfg.Rounds
 }
 
-func (m *Machine) fUsed(set int) int { return min(m.cfg.F, (set-1)/2) }
+func (m *Machine) fUsed(set int) int { return min(m.ros.F, (set-1)/2) }
 
 // nextSlot is the next that this peer may begin on the head.
 func (m *Machine) nextSlot() uint64 {
@@ -41,7 +41,7 @@ func (m *Machine) ahead(slot uint64) uint64 {
 	best, who := slot, -1
 	for p := range m.peers {
 		s := &m.peers[p]
-		if !s.connected || s.jumped && m.head.rec.Height < s.jumpedAt+jumpHeights {
+		if !s.connected || !m.other(Peer(p)) || s.jumped && m.head.rec.Height < s.jumpedAt+jumpHeights {
 			continue
 		}
 		for i := range s.inbox {
@@ -88,8 +88,17 @@ func (m *Machine) beginAt(slot uint64) {
 	m.phase = phaseGather
 	m.timedOut, m.hurried, m.announced, m.recorded = false, false, false, false
 	m.set, m.target, m.own, m.pursued = nil, nil, nil, nil
+	m.expel, m.justify, m.succeed = nil, Checkpoint{}, Hash{}
 	m.retried = m.retried[:0]
 	m.dirty = true
+	if pause := m.paused(); pause || !m.taking {
+		if pause && m.taking {
+			m.report(Paused, m.cfg.Self, m.final_.ID, fmt.Sprintf("nothing after height %d is final and less than a quorum is connected: this peer waits", m.final_.Height))
+		}
+		m.phase = phaseObserve
+		m.retain()
+		return
+	}
 	m.deadline = max(m.now+m.gradientTimeout(), m.startDeadline())
 	for p := range m.peers {
 		if h := m.here(Peer(p)); h != nil && (h.announced || h.returned) {
@@ -119,7 +128,7 @@ func (m *Machine) enterFinal() {
 	m.deadline = m.now + m.limits.Linger
 	m.slot = m.nextSlot()
 	m.retain()
-	if m.latest[m.cfg.Self].node != m.head {
+	if m.taking && m.latest[m.cfg.Self].node != m.head {
 		m.cover(m.slot)
 		m.send(Return{Head: m.head.rec})
 	}
@@ -137,7 +146,7 @@ func (m *Machine) hurry() {
 			n++
 		}
 	}
-	if n >= m.threshold() && n > 0 {
+	if n >= m.threshold(m.ros) && n > 0 {
 		m.hurried = true
 		m.deadline = min(m.deadline, m.now+m.answerTimeout()/2)
 	}
@@ -147,75 +156,142 @@ func (m *Machine) castBallot() {
 	var set []Entry
 	for p := range m.peers {
 		h := m.here(Peer(p))
-		if h == nil || !h.announced || h.announce.Abstains() {
+		if h == nil || !h.announced || h.announce.Abstains() || !m.members[p] {
 			continue
 		}
 		if b := m.bodies[h.announce.Gradient]; b != nil && b.status == bodyHeld || m.mutant.ballotUnheld {
 			set = append(set, Entry{Peer(p), h.announce.Gradient})
 		}
 	}
+	b := Ballot{Entries: set, Justified: m.proposal(), Roster: m.succession()}
+	for _, p := range m.ros.Members {
+		if _, known := slices.BinarySearch(m.head.rec.Expelled, p); m.peers[p].guilty && !known && !m.mutant.keepGuilty {
+			b.Expelled = append(b.Expelled, p)
+		}
+	}
 	h := m.hear(m.cfg.Self, m.slot, m.head.id)
-	h.balloted, h.ballot = true, set
+	h.balloted, h.ballot = true, b
 	m.phase = phaseBallot
 	m.ballotAt = m.now
 	m.deadline = m.now + m.answerTimeout()
 	m.dirty = true
-	m.send(Ballot{Entries: set})
+	m.send(b)
 }
 
 // candidate is an entry with the ballots for it, its announcer's not counted.
 type candidate struct {
-	entry   Entry
-	support int
+	gradient Hash
+	support  int
 }
 
-// decide makes the set from the ballots.
-func (m *Machine) decide() {
-	ballots, c := 0, m.scratch[:0]
-	for p := range m.peers {
-		h := m.here(Peer(p))
-		if h == nil || !h.balloted {
+// tally returns what most of at least need ballots want, ties to the smaller
+// hash; zero if nothing has so many.
+func tally[T comparable](m *Machine, ballots []*Ballot, need int, of func(*Ballot) T, less func(a, b T) bool) T {
+	var best, none T
+	votes := 0
+	for i, b := range ballots {
+		v := of(b)
+		if v == none || slices.ContainsFunc(ballots[:i], func(x *Ballot) bool { return of(x) == v }) {
 			continue
 		}
-		ballots++
-		for _, e := range h.ballot {
-			i := slices.IndexFunc(c, func(c candidate) bool { return c.entry == e })
-			if i < 0 {
-				i = len(c)
-				c = append(c, candidate{entry: e})
+		n := 0
+		for _, x := range ballots[i:] {
+			if of(x) == v {
+				n++
 			}
-			if e.Peer != Peer(p) {
-				c[i].support++
+		}
+		if n >= need && (n > votes || n == votes && less(v, best)) {
+			best, votes = v, n
+		}
+	}
+	return best
+}
+
+// decide makes the set from the ballots, and what else the record says.
+func (m *Machine) decide() {
+	var ballots []*Ballot
+	voters := make([]Peer, 0, len(m.ros.Members))
+	collect := func() {
+		ballots, voters = ballots[:0], voters[:0]
+		for p := range m.peers {
+			if !m.members[p] || slices.Contains(m.expel, Peer(p)) {
+				continue
+			}
+			if h := m.here(Peer(p)); h != nil && h.balloted {
+				ballots, voters = append(ballots, &h.ballot), append(voters, Peer(p))
 			}
 		}
 	}
-	slices.SortFunc(c, func(a, b candidate) int {
-		switch {
-		case a.entry.Peer != b.entry.Peer:
-			return int(a.entry.Peer) - int(b.entry.Peer)
-		case a.support != b.support:
-			return b.support - a.support
+	collect()
+	// A proof is flooded before the ballot that names the guilty.
+	m.expel = nil
+	for _, b := range ballots {
+		for _, p := range b.Expelled {
+			_, known := slices.BinarySearch(m.head.rec.Expelled, p)
+			if !known && m.inRange(p) && m.peers[p].guilty && m.ros.has(p) && !slices.Contains(m.expel, p) {
+				m.expel = append(m.expel, p)
+			}
 		}
-		return slices.Compare(a.entry.Gradient[:], b.entry.Gradient[:])
+	}
+	slices.Sort(m.expel)
+	if len(m.expel) > 0 {
+		collect()
+	}
+	need := min(m.ros.F+1, len(ballots))
+	m.justify = tally(m, ballots, need, func(b *Ballot) Checkpoint { return b.Justified }, func(a, b Checkpoint) bool {
+		return a.Height > b.Height || a.Height == b.Height && lessHash(a.ID, b.ID)
 	})
-	m.scratch = c
-	m.set = nil
-	for i, x := range c {
-		if i > 0 && c[i-1].entry.Peer == x.entry.Peer {
-			continue // a peer's best supported one only
+	if m.justify.Height > m.head.rec.Height || m.justify.Height <= m.head.rec.Justified.Height {
+		m.justify = Checkpoint{}
+	}
+	m.succeed = tally(m, ballots, need, func(b *Ballot) Hash { return b.Roster }, lessHash)
+	if r := m.rosters[m.succeed]; r == nil || !m.maySucceed(&m.head.rec, r) {
+		m.succeed = Hash{}
+	}
+
+	byPeer := make([][]candidate, len(m.peers))
+	balloted := make([]bool, len(m.peers))
+	for i, b := range ballots {
+		balloted[voters[i]] = true
+		for _, e := range b.Entries {
+			if !m.inRange(e.Peer) || !m.members[e.Peer] || slices.Contains(m.expel, e.Peer) {
+				continue
+			}
+			c := byPeer[e.Peer]
+			k := slices.IndexFunc(c, func(c candidate) bool { return c.gradient == e.Gradient })
+			if k < 0 {
+				k = len(c)
+				c = append(c, candidate{gradient: e.Gradient})
+				byPeer[e.Peer] = c
+			}
+			if e.Peer != voters[i] {
+				c[k].support++
+			}
 		}
-		if ballots == 1 { // this peer's
-			if x.entry.Peer == m.cfg.Self {
-				m.set = append(m.set, x.entry)
+	}
+	m.set = nil
+	for p, c := range byPeer {
+		if len(c) == 0 {
+			continue
+		}
+		best := c[0]
+		for _, x := range c[1:] {
+			if x.support > best.support || x.support == best.support && lessHash(x.gradient, best.gradient) {
+				best = x
+			}
+		}
+		if len(ballots) == 1 { // this peer's
+			if Peer(p) == m.cfg.Self {
+				m.set = append(m.set, Entry{Peer(p), best.gradient})
 			}
 			continue
 		}
-		others := ballots
-		if h := m.here(x.entry.Peer); h != nil && h.balloted {
+		others := len(ballots)
+		if balloted[p] {
 			others--
 		}
-		if x.support >= max(1, min(m.cfg.F+1, others)) {
-			m.set = append(m.set, x.entry)
+		if best.support >= max(1, min(m.ros.F+1, others)) {
+			m.set = append(m.set, Entry{Peer(p), best.gradient})
 		}
 	}
 	if len(m.set) == 0 {
@@ -283,18 +359,29 @@ func (m *Machine) applied(ev *Applied) {
 			return
 		}
 		m.hold(n)
-		m.adopt(n, Recomputed)
+		m.arrive(n, Recomputed)
 		return
 	}
 	if ev.Slot != m.slot || ev.Parent != m.head.id || !slices.Equal(ev.Set, m.set) {
 		return
 	}
+	parent := &m.head.rec
 	r := Record{
-		Slot: m.slot, Height: m.head.rec.Height + 1, Parent: m.head.id, Set: m.set,
+		Slot: m.slot, Height: parent.Height + 1, Parent: m.head.id, Set: m.set,
 		FUsed: uint16(m.fUsed(len(m.set))), Validation: m.medianValidation(),
 		Model: ev.Model, State: ev.State,
+		Position: min(parent.Position+m.ros.Minibatches, MaxSlot), Roster: parent.Roster, Justified: parent.Justified,
+		Expelled: union(parent.Expelled, m.expel),
+	}
+	if m.succeed != (Hash{}) {
+		r.Roster = m.succeed
+	}
+	if m.justify != (Checkpoint{}) {
+		r.Justified = m.justify
 	}
 	if n := m.target; n != nil {
+		// What enough others agreed on; the proofs are here, see follow.
+		r.Roster, r.Justified, r.Expelled = n.rec.Roster, n.rec.Justified, n.rec.Expelled
 		switch {
 		case m.mutant.believe:
 			r = n.rec
@@ -305,11 +392,21 @@ func (m *Machine) applied(ev *Applied) {
 			// The same model, but an announcement with another validation
 			// result: the record is theirs, and not signed here.
 			m.hold(n)
-			m.adopt(n, Recomputed)
+			m.arrive(n, Recomputed)
 			return
 		}
 	}
 	m.sign(r)
+}
+
+// union returns the members of two ascending sets.
+func union(a, b []Peer) []Peer {
+	if len(b) == 0 {
+		return a
+	}
+	out := append(slices.Clone(a), b...)
+	slices.Sort(out)
+	return slices.Compact(out)
 }
 
 // differs checks a record against what the host computed from its set.
@@ -346,6 +443,10 @@ func (m *Machine) sign(r Record) {
 	id := r.ID()
 	m.send(SignedRecord{Record: r, Counter: m.counter, TimedOut: m.timedOut})
 	n := m.tree.add(id, r, m.now)
+	if n == nil {
+		m.failSlot("the record does not fit its parent")
+		return
+	}
 	n.signers.add(m.cfg.Self)
 	m.hold(n)
 	m.latest[m.cfg.Self] = latestSigned{counter: m.counter, node: n}
@@ -365,7 +466,7 @@ func (m *Machine) conclude() {
 	m.dirty = false
 	n := m.choose()
 	switch {
-	case m.own != nil && n.descends(m.own):
+	case m.own != nil && n.descends(m.own) && m.stands(m.own):
 		m.adopt(m.own, Recomputed)
 	case n == m.head:
 		m.failSlot("too few signed the same record")
@@ -427,7 +528,7 @@ func (m *Machine) medianValidation() Validation {
 func (m *Machine) finish() bool {
 	expired := m.now >= m.deadline
 	for p := range m.peers {
-		if !m.peers[p].connected || m.latest[p].node == m.head {
+		if !m.other(Peer(p)) || !m.peers[p].connected || m.latest[p].node == m.head {
 			continue
 		}
 		at := slices.ContainsFunc(m.peers[p].inbox, func(h heard) bool {

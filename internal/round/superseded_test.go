@@ -15,12 +15,12 @@ func TestReplacedComputationIsAskedForAgain(t *testing.T) {
 	for p := Peer(1); p < 4; p++ {
 		g := h(p.String())
 		set = append(set, Entry{p, g})
-		m.Step(0, Received{Message{From: p, Slot: m.slot, Parent: genesis.id, Body: Announce{Gradient: g, Bytes: 4, BaseModel: genesis.rec.Model}}})
+		m.Step(0, said(Message{From: p, Slot: m.slot, Parent: genesis.id, Body: Announce{Gradient: g, Bytes: 4, BaseModel: genesis.rec.Model}}))
 		m.Step(0, BodyReady{Peer: p, Gradient: g})
 	}
 	m.Step(time.Minute, Timer{}) // without this peer's own
 	for p := Peer(1); p < 4; p++ {
-		m.Step(time.Minute, Received{Message{From: p, Slot: m.slot, Parent: genesis.id, Body: Ballot{Entries: set}}})
+		m.Step(time.Minute, said(Message{From: p, Slot: m.slot, Parent: genesis.id, Body: Ballot{Entries: set}}))
 	}
 	if m.phase != phaseApply {
 		t.Fatalf("the phase is %d", m.phase)

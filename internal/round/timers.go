@@ -52,7 +52,7 @@ func (m *Machine) timeout(kind ReportKind, what string) {
 func (m *Machine) setTimer() {
 	var at time.Duration
 	switch m.phase {
-	case phaseIdle, phaseApply, phaseDone:
+	case phaseIdle, phaseObserve, phaseApply, phaseDone:
 	default:
 		at = m.deadline
 		if s := m.startDeadline(); s > 0 {

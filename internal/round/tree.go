@@ -23,6 +23,7 @@ type node struct {
 	signers  peerSet
 	seen     time.Duration
 
+	links   *link  // its checkpoint, or the nearest below it, and those below
 	ownLast uint64 // last slot that this peer began on this record
 	held    bool   // the host holds its state
 	differs bool   // recomputing it gave another model
@@ -34,6 +35,7 @@ type node struct {
 	stamp  uint64
 	weight int    // connected latest signers in the subtree, and this peer
 	live   bool   // one of them is another peer
+	claims bool   // that it follows what is justified is their word only
 	lowest Peer   // the first of them in roster order
 	tip    uint64 // height of the highest of them
 	tried  uint64
@@ -49,11 +51,14 @@ func (s *peerSet) has(p Peer) bool { return s[p/64]&(1<<(p%64)) != 0 }
 type latestSigned struct {
 	counter uint64
 	node    *node // nil: none, or below the window
+	message Hash
 }
 
 // tree holds the records. Its order of nodes is that of arrival, so nothing
 // depends on the order of a map.
 type tree struct {
+	every   uint64 // heights between checkpoints
+	fits    func(parent, child *Record) bool
 	byID    map[Hash]*node
 	nodes   []*node
 	orphans map[Hash][]*node // by the parent's ID, which is not in the tree
@@ -62,13 +67,56 @@ type tree struct {
 	roots   []*node          // scratch
 }
 
-func newTree() tree {
-	return tree{byID: map[Hash]*node{}, orphans: map[Hash][]*node{}}
+func newTree(every uint64, fits func(parent, child *Record) bool) tree {
+	return tree{every: every, fits: fits, byID: map[Hash]*node{}, orphans: map[Hash][]*node{}}
 }
 
 // fits reports whether child can follow parent.
-func fits(parent, child *Record) bool {
-	return child.Height == parent.Height+1 && child.Slot > parent.Slot
+func (m *Machine) fits(parent, child *Record) bool {
+	if child.Height != parent.Height+1 || child.Slot <= parent.Slot || child.Justified.Height < parent.Justified.Height {
+		return false
+	}
+	if child.Justified.Height == parent.Justified.Height && child.Justified != parent.Justified {
+		return false
+	}
+	for _, p := range parent.Expelled {
+		if _, ok := slices.BinarySearch(child.Expelled, p); !ok {
+			return false
+		}
+	}
+	if r := m.rosters[parent.Roster]; r != nil && child.Position != min(parent.Position+r.Minibatches, MaxSlot) {
+		return false
+	}
+	if child.Roster == parent.Roster {
+		return true
+	}
+	next := m.rosters[child.Roster]
+	return next == nil || m.maySucceed(parent, next)
+}
+
+// relink sets what n and its descendants know of the checkpoints below them. A
+// record without a known parent names one at least.
+func (t *tree) relink(n *node) {
+	var below *link
+	if n.parent != nil {
+		below = n.parent.links
+	} else if n.rec.Height > 0 {
+		below = &link{Checkpoint: n.rec.Justified, low: n.rec.Justified.Height}
+	}
+	if n.rec.Height%t.every == 0 {
+		l := &link{Checkpoint: Checkpoint{Height: n.rec.Height, ID: n.id, Roster: n.rec.Roster}, prev: below, low: n.rec.Height}
+		if below != nil {
+			l.low = below.low
+		}
+		below = l
+	}
+	if n.links != nil && below != nil && n.links.low < below.low {
+		return // it knew more already
+	}
+	n.links = below
+	for _, c := range n.children {
+		t.relink(c)
+	}
 }
 
 // add returns the record's node, a new one where there was none; nil if the
@@ -79,7 +127,7 @@ func (t *tree) add(id Hash, r Record, now time.Duration) *node {
 	}
 	n := &node{id: id, rec: r, seen: now}
 	if parent := t.byID[r.Parent]; parent != nil {
-		if !fits(&parent.rec, &r) {
+		if !t.fits(&parent.rec, &r) {
 			return nil
 		}
 		n.parent = parent
@@ -90,12 +138,13 @@ func (t *tree) add(id Hash, r Record, now time.Duration) *node {
 	t.byID[id] = n
 	t.nodes = append(t.nodes, n)
 	for _, c := range t.orphans[id] {
-		if fits(&r, &c.rec) {
+		if t.fits(&r, &c.rec) {
 			c.parent = n
 			n.children = append(n.children, c)
 		}
 	}
 	delete(t.orphans, id)
+	t.relink(n)
 	return n
 }
 
@@ -105,6 +154,10 @@ func (t *tree) siblings(parent Hash) []*node {
 		return n.children
 	}
 	return t.orphans[parent]
+}
+
+func (n *node) checkpoint() Checkpoint {
+	return Checkpoint{Height: n.rec.Height, ID: n.id, Roster: n.rec.Roster}
 }
 
 func (n *node) root() *node {
@@ -187,55 +240,66 @@ func (t *tree) sweep(genesis, head *node, latest []latestSigned, connected func(
 	return floor
 }
 
-// threshold is how many latest signers a record needs to be gone to: at least
-// one honest peer must be among them, or all others that are connected or may
-// still connect at the start.
-func (m *Machine) threshold() int {
+// threshold is how many latest signers a record made under a roster needs to be
+// gone to: at least one honest peer must be among them, or all others that are
+// connected or may still connect at the start.
+func (m *Machine) threshold(r *Roster) int {
+	if r == nil {
+		return 1
+	}
 	others := 0
-	for p := range m.peers {
-		if m.other(Peer(p)) && m.present(Peer(p)) {
+	for _, p := range r.Members {
+		if p != m.cfg.Self && !m.peers[p].guilty && m.present(p) {
 			others++
 		}
 	}
-	return max(1, min(m.cfg.F+1, others)-m.mutant.lowThreshold)
+	return max(1, min(r.F+1, others)-m.mutant.lowThreshold)
 }
 
 // choose is the fork choice: from the root of the tree to the child whose
 // subtree has most latest signers, and on. It returns the head unless there is
 // a better record whose state can be had. Only this peer's and connected
 // members' signatures count: how long one remembers those that are gone
-// differs from peer to peer, and nobody could give the state.
+// differs from peer to peer, and nobody could give the state. Nothing here
+// depends on the roster of the head, or the head would move for ever where
+// rosters differ.
 func (m *Machine) choose() *node {
 	t := &m.tree
 	t.choices++
 	stamp := t.choices
 	roots := t.roots[:0]
+	root := m.justified.checkpoint()
 	for p := range m.latest {
-		here := m.peers[p].connected
-		if !here && Peer(p) != m.cfg.Self {
+		here := m.peers[p].connected && !m.peers[p].guilty
+		l := m.latest[p].node
+		if l == nil || !here && Peer(p) != m.cfg.Self || m.strays(l, &root) {
 			continue
 		}
 		for n := m.latest[p].node; n != nil; n = n.parent {
 			if n.stamp != stamp {
-				n.stamp, n.weight, n.live, n.lowest, n.tip = stamp, 0, false, Peer(p), 0
+				n.stamp, n.weight, n.live, n.lowest, n.tip, n.claims = stamp, 0, false, Peer(p), 0, false
 				if n.parent == nil {
 					roots = append(roots, n)
 				}
 			}
 			n.weight++
 			n.live = n.live || here
+			n.claims = n.claims || l.rec.Justified.Height > root.Height && relate(l, &root) == unknown
 			n.tip = max(n.tip, m.latest[p].node.rec.Height)
 		}
 	}
 	t.roots = roots
-	need := m.threshold()
+	m.needs = m.needs[:0]
 	own := m.head.root()
+	if m.strays(m.head, &root) {
+		own = m.justified
+	}
 	if own.stamp != stamp {
 		own.stamp, own.weight, own.live, own.tip = stamp, 0, false, 0
 	}
 	best := own
 	for _, r := range roots {
-		if r == best || r.weight < need || !r.live {
+		if r == best || r.weight < m.need(&r.rec) || !r.live || r.claims && r.weight < m.surely(&r.rec) {
 			continue
 		}
 		better := r.weight > best.weight
@@ -249,12 +313,13 @@ func (m *Machine) choose() *node {
 			best = r
 		}
 	}
-	if best.weight < need && m.fails >= scattered {
+	need := 0 // as the roster says
+	if best.weight < m.need(&best.rec) && m.fails >= scattered {
 		// All restarted from different records, and nobody knows how they are
 		// linked: not to stand still for ever, take the one that most are at,
 		// or else the highest.
 		for _, r := range roots {
-			if !r.live && r != own {
+			if !r.live && r != own || r.claims && r.weight < m.surely(&r.rec) {
 				continue
 			}
 			if c := cmp.Or(cmp.Compare(r.weight, best.weight), cmp.Compare(r.tip, best.tip), cmp.Compare(best.lowest, r.lowest)); c > 0 {
@@ -278,18 +343,51 @@ func (m *Machine) choose() *node {
 	return n
 }
 
+// strays reports whether n does not follow the justified checkpoint, or is not
+// known to and its signers do not know of it. They will, since votes are kept
+// for everyone.
+func (m *Machine) strays(n *node, justified *Checkpoint) bool {
+	if m.mutant.blindFork {
+		return false
+	}
+	switch relate(n, justified) {
+	case on:
+		return false
+	case unknown:
+		own := n.rec.Justified
+		return own.ID != justified.ID && own.Height <= justified.Height
+	}
+	return true
+}
+
+// surely is how many signers have an honest one among them, whoever is
+// connected.
+func (m *Machine) surely(r *Record) int {
+	if ros := m.rosters[r.Roster]; ros != nil {
+		return ros.F + 1
+	}
+	return m.ros.F + 1
+}
+
 // end returns the record to end at in the tree of root, nil if no state there
-// can be had.
+// can be had. It is not below the justified checkpoint.
 func (m *Machine) end(root *node, need int) *node {
 	m.tree.descent++
+	if !m.mutant.blindFork && m.justified.root() == root {
+		root = m.justified
+	}
 	return m.descend(root, need)
 }
 
 func (m *Machine) descend(n *node, need int) *node {
 	for {
 		var best *node
+		enough := need
+		if enough == 0 {
+			enough = m.need(&n.rec)
+		}
 		for _, c := range n.children {
-			if c.stamp != m.tree.choices || c.weight < need || c.tried == m.tree.descent {
+			if c.stamp != m.tree.choices || c.weight < enough || c.tried == m.tree.descent {
 				continue
 			}
 			if best == nil || c.weight > best.weight || c.weight == best.weight && lessHash(c.id, best.id) {
@@ -310,8 +408,29 @@ func (m *Machine) descend(n *node, need int) *node {
 	return nil
 }
 
+// need is the threshold for the children of a record, worked out once for a
+// fork choice.
+func (m *Machine) need(parent *Record) int {
+	for _, n := range m.needs {
+		if n.roster == parent.Roster {
+			return n.need
+		}
+	}
+	n := m.threshold(m.rosters[parent.Roster])
+	m.needs = append(m.needs, rosterNeed{parent.Roster, n})
+	return n
+}
+
+type rosterNeed struct {
+	roster Hash
+	need   int
+}
+
 // obtainable reports whether the state of n is here, or may be got.
 func (m *Machine) obtainable(n *node) bool {
+	if m.rosters[n.rec.Roster] == nil {
+		return false
+	}
 	switch {
 	case n.held || n == m.genesis:
 		return true
@@ -320,7 +439,7 @@ func (m *Machine) obtainable(n *node) bool {
 	case m.recomputable(n):
 		return true
 	}
-	return n.live && m.now >= n.unavailable
+	return (n.live || n == m.justified) && m.now >= n.unavailable
 }
 
 // recomputable reports whether the host can compute n from its set.

@@ -15,7 +15,17 @@ func (w *world) start(p *peer) {
 	}
 	p.up, p.paused, p.backlog = true, false, nil
 	p.life++
-	p.states = map[state]bool{{p.checkpoint.Model, p.checkpoint.State}: true}
+	head := w.genesis
+	p.states = map[state]bool{}
+	for _, r := range p.checkpoints {
+		if r.Height > head.Height || r.Height == head.Height && lessHash(r.ID(), head.ID()) {
+			head = r
+		}
+	}
+	for _, r := range p.checkpoints {
+		p.states[stateOf(r)] = true
+	}
+	p.states[stateOf(head)] = true
 	p.bodies = map[round.Hash]bool{}
 	p.messages, p.known = nil, map[round.Hash]bool{}
 	p.view = make([]bool, w.cfg.Peers)
@@ -24,11 +34,21 @@ func (w *world) start(p *peer) {
 		rounds = 1 << 30
 	}
 	cfg := round.Config{
-		Self: round.Peer(p.id), N: w.cfg.Peers, F: w.cfg.F, Genesis: w.genesis, Rounds: rounds,
+		Self: round.Peer(p.id), Rosters: p.rosters, Genesis: w.genesis, Rounds: rounds,
 		Watermark: p.watermark, Counter: p.counter, Timeouts: w.cfg.Timeouts,
+		CheckpointEvery: w.cfg.CheckpointEvery, Voted: p.voted,
 	}
-	if p.checkpoint.Height > 0 {
-		cfg.Head = p.checkpoint
+	if head.Height > 0 {
+		cfg.Head, cfg.Links = head, p.links[head.ID()]
+		for id, r := range p.checkpoints {
+			if id != head.ID() {
+				cfg.Kept = append(cfg.Kept, r)
+			}
+		}
+		slices.SortFunc(cfg.Kept, func(a, b round.Record) int { // map order must not matter
+			x, y := a.ID(), b.ID()
+			return slices.Compare(x[:], y[:])
+		})
 	}
 	m, err := w.cfg.New(cfg)
 	if err != nil {
@@ -36,11 +56,40 @@ func (w *world) start(p *peer) {
 		return
 	}
 	p.machine = m
-	p.height, p.head = p.checkpoint.Height, p.checkpoint.ID()
+	p.height, p.head, p.final, p.writing = head.Height, head.ID(), round.Checkpoint{}, false
+	clear(p.gated)
 	w.trace("peer %d starts at height %d watermark %d", p.id, p.height, p.watermark)
 	w.step(p, round.Start{})
+	for _, s := range p.certificate {
+		if w.keep(p, s) {
+			w.deliver(p, round.Received{Message: s.msg, ID: s.id})
+		}
+	}
 	w.relink(0, 100*time.Millisecond)
 }
+
+// restart starts a crashed peer again, unless something else happens to it.
+func (w *world) restart(p *peer, down time.Duration) {
+	life := p.life
+	w.after(down, func() {
+		if p.life == life && !p.left {
+			w.start(p)
+		}
+	})
+}
+
+// dies crashes p at a durable write, where that is due.
+func (w *world) dies(p *peer) bool {
+	if w.cfg.CrashWrites == 0 || w.rng.Float64() >= w.cfg.CrashWrites {
+		return false
+	}
+	w.strike("crash at a write")
+	w.crash(p)
+	w.restart(p, w.between(50*time.Millisecond, time.Second))
+	return true
+}
+
+func lessHash(a, b round.Hash) bool { return slices.Compare(a[:], b[:]) < 0 }
 
 func (w *world) crash(p *peer) {
 	if !p.up {
@@ -108,7 +157,7 @@ func (w *world) step(p *peer, ev round.Event) {
 	}
 	st := p.machine.Stats()
 	n := w.cfg.Peers
-	if st.Records > 140*(n+2) || st.Bodies > 12*n+12 || st.Messages > 8*n || st.States > 5 || len(p.states) > 12 || len(p.bodies) > 16*n+16 {
+	if st.Records > 140*(n+2) || st.Bodies > 12*n+12 || st.Messages > 8*n || st.States > 7 || len(p.checkpoints) > 8 || len(p.states) > 12 || len(p.bodies) > 16*n+16 {
 		w.fail("P11: peer %d remembers %+v, its host %d states and %d bodies", p.id, st, len(p.states), len(p.bodies))
 	}
 }
@@ -133,7 +182,54 @@ func (w *world) execute(p *peer, a round.Action) {
 	}
 	switch a := a.(type) {
 	case round.Persist:
+		if w.dies(p) {
+			return
+		}
 		p.watermark, p.counter = a.Watermark, a.Counter
+		w.dies(p)
+	case round.WriteCheckpoint:
+		if p.full {
+			w.strike("checkpoint refused")
+			return
+		}
+		w.after(w.between(time.Millisecond, 30*time.Millisecond), alive(func() {
+			if w.dies(p) {
+				return
+			}
+			p.checkpoints[a.ID], p.links[a.ID] = a.Record, a.Links
+			if !w.dies(p) {
+				w.deliver(p, round.Checkpointed{Record: a.ID})
+			}
+		}))
+	case round.PersistVote:
+		var votes []stored
+		for _, s := range p.messages {
+			if slices.Contains(a.Certificate, s.id) {
+				votes = append(votes, s)
+			}
+		}
+		w.after(w.between(time.Millisecond, 10*time.Millisecond), alive(func() {
+			if w.dies(p) {
+				return
+			}
+			p.voted, p.certificate = a.Target, votes
+			if !w.dies(p) {
+				w.deliver(p, round.VotePersisted{Target: a.Target.ID()})
+			}
+		}))
+	case round.Accuse:
+		if !w.peers[a.Peer].liar {
+			w.fail("P3: peer %d accuses the honest peer %d", p.id, a.Peer)
+		}
+		w.after(0, alive(func() { w.prove(p, a) }))
+	case round.Gate:
+		p.gated[int(a.Peer)] = true
+		if !w.peers[a.Peer].liar {
+			w.fail("P3: peer %d gates the honest peer %d", p.id, a.Peer)
+		}
+		w.relink(0, 0)
+	case round.Final:
+		w.checkFinal(p, a.Checkpoint)
 	case round.Send:
 		w.send(p, a.Message)
 	case round.Compute:
@@ -189,7 +285,13 @@ func (w *world) execute(p *peer, a round.Action) {
 				delete(p.bodies, g)
 			}
 		}
-		p.messages = slices.DeleteFunc(p.messages, func(s stored) bool { return s.msg.Slot < a.BelowSlot })
+		p.messages = slices.DeleteFunc(p.messages, func(s stored) bool { return !s.msg.Type().Sticky() && s.msg.Slot < a.BelowSlot })
+		w.keepSticky(p)
+		for id := range p.checkpoints {
+			if !slices.Contains(a.Checkpoints, id) {
+				delete(p.checkpoints, id)
+			}
+		}
 	case round.SetTimer:
 		p.timer++
 		t := p.timer
@@ -207,12 +309,26 @@ func (w *world) execute(p *peer, a round.Action) {
 		switch a.Kind {
 		case round.PeerLost:
 			w.result.Lost++
-		case round.Conflict, round.InvalidMessage, round.ModelDiffers:
+		case round.Conflict, round.InvalidMessage:
+			if !w.peers[a.Peer].liar {
+				w.fail("P3: peer %d: %s", p.id, a.Text)
+			}
+		case round.ModelDiffers:
 			if len(w.cfg.Liars) == 0 {
 				w.fail("P3: peer %d: %s", p.id, a.Text)
 			}
+		case round.FinalityBroken:
+			w.fail("P1: peer %d: %s", p.id, a.Text)
 		}
 	case round.Finished:
+		if a.Reason == round.Left || a.Reason == round.Expelled {
+			if w.member[p.id] && !p.liar {
+				w.fail("peer %d ends as %v, but it is a member", p.id, a.Reason)
+			}
+			p.left = true
+			w.crash(p)
+			return
+		}
 		p.finished = a.ID
 		w.result.Finished[p.id] = a.ID
 	}
@@ -228,8 +344,8 @@ func (w *world) adopt(p *peer, a round.Adopt) {
 		w.fail("peer %d adopts %s without its state", p.id, a.ID.Short())
 	}
 	p.height, p.head = a.Record.Height, a.ID
-	if p.height%5 == 0 {
-		p.checkpoint = a.Record
+	if c := p.final; !p.liar && c.Height > 0 && !w.follows(a.Record, c) {
+		w.fail("P10: peer %d goes to %s (height %d), which does not follow the checkpoint of height %d that it knew to be final", p.id, a.ID.Short(), p.height, c.Height)
 	}
 	w.mix(a.Record.Height)
 	if w.adopted[p.height] == nil {
@@ -239,14 +355,23 @@ func (w *world) adopt(p *peer, a round.Adopt) {
 	if w.cfg.Rounds > 0 && p.id == 0 {
 		w.result.Sets = append(w.result.Sets, a.Record.Set)
 	}
-	if !p.liar && len(w.cfg.Liars) <= w.cfg.F && a.Record.Height > 0 && follows(w.records[a.Record.Parent], a.Record.Set) != stateOf(a.Record) {
+	// With f others or fewer connected, their word alone is believed, until
+	// more are: docs/protocol.md says why.
+	others := 0
+	for q, up := range p.view {
+		if up && w.member[q] {
+			others++
+		}
+	}
+	if !p.liar && len(w.cfg.Liars) <= w.cfg.F && others > w.cfg.F && !p.fooled && a.Record.Height > 0 && follows(w.records[a.Record.Parent], a.Record.Set) != stateOf(a.Record) {
 		w.fail("P2: peer %d adopts %s, whose model does not follow from its set", p.id, a.ID.Short())
 	}
+	p.fooled = p.fooled && a.How != round.Fetched || others <= w.cfg.F && len(w.cfg.Liars) > 0
 	if !w.healed || p.liar || p.height < w.goal || w.met > 0 {
 		return
 	}
 	for _, q := range w.peers {
-		if q.up && !q.liar && w.adopted[p.height][q.id] != a.ID {
+		if w.member[q.id] && (q.up || !slices.Contains(w.cfg.Dead, q.id)) && !q.liar && w.adopted[p.height][q.id] != a.ID {
 			return
 		}
 	}
@@ -255,21 +380,43 @@ func (w *world) adopt(p *peer, a round.Adopt) {
 
 func (w *world) send(p *peer, msg round.Message) {
 	if p.liar {
+		if r, ok := msg.Body.(round.SignedRecord); ok {
+			w.records[r.Record.ID()] = r.Record // its branch is real, whatever it tells
+		}
 		w.lie(p, msg)
 		return
 	}
-	id := hash(msg.String(), msg.Body)
+	s := w.seal(msg)
+	id := s.id
+	msg = s.msg
 	key := saidKey{msg.From, msg.Type(), msg.Slot, msg.Parent}
+	switch msg.Type() {
+	case round.TypeVote:
+		key.parent = round.Hash{} // one for a height
+		if p.voted.ID() != msg.Parent {
+			w.fail("P3: peer %d votes before the vote is on its disk", p.id)
+		}
+		if _, ok := p.checkpoints[msg.Parent]; !ok && msg.Slot >= p.final.Height {
+			w.fail("P10: peer %d votes for a checkpoint that is not on its disk", p.id)
+		}
+	case round.TypeProof:
+		key.parent = id // as many as there are guilty
+	}
 	if before, ok := w.said[key]; ok && before != id {
 		w.fail("P3: peer %d signs a second %s for slot %d on %s", p.id, msg.Type(), msg.Slot, msg.Parent.Short())
 	}
 	w.said[key] = id
-	if msg.Slot > p.watermark {
+	if msg.Slot > p.watermark && !msg.Type().Sticky() {
 		w.fail("P3: peer %d signs for slot %d, above its watermark %d on disk", p.id, msg.Slot, p.watermark)
 	}
 	switch b := msg.Body.(type) {
+	case round.Vote:
+		w.checkVote(p, b)
 	case round.Ballot:
 		for _, e := range b.Entries {
+			if p.gated[int(e.Peer)] {
+				w.fail("P8: peer %d ballots a gradient of %d, against whom it has a proof", p.id, e.Peer)
+			}
 			if !p.bodies[e.Gradient] {
 				w.fail("P5: peer %d ballots a gradient of %d that it does not hold", p.id, e.Peer)
 			}
@@ -281,75 +428,6 @@ func (w *world) send(p *peer, msg round.Message) {
 	}
 	w.mix(uint64(msg.Type()))
 	w.mix(msg.Slot)
-	w.keep(p, stored{id, msg})
-	w.flood(p, stored{id, msg})
-}
-
-// lie sends what a liar makes of a message.
-func (w *world) lie(p *peer, msg round.Message) {
-	tell := func(q *peer, m round.Message) {
-		if r, ok := m.Body.(round.SignedRecord); ok {
-			w.records[r.Record.ID()] = r.Record
-		}
-		w.transmit(p, q, stored{hash(m.String(), m.Body), m})
-	}
-	if r, ok := msg.Body.(round.SignedRecord); ok {
-		w.records[r.Record.ID()] = r.Record
-	}
-	all := func(m round.Message) {
-		for _, q := range w.peers {
-			tell(q, m)
-		}
-	}
-	switch w.rng.IntN(6) {
-	case 0: // say nothing
-		return
-	case 1: // something else to some
-		other := msg
-		switch b := msg.Body.(type) {
-		case round.Announce:
-			b.Gradient = hash("other", msg.Slot)
-			b.Bytes = 1000
-			other.Body = b
-		case round.Ballot:
-			other.Body = round.Ballot{Entries: b.Entries[:w.rng.IntN(len(b.Entries)+1)]}
-		}
-		for _, q := range w.peers {
-			if w.rng.IntN(2) == 0 {
-				tell(q, other)
-			} else {
-				tell(q, msg)
-			}
-		}
-		return
-	case 2: // a record with a model of one's own, the same of all liars
-		parent, ok := w.records[msg.Parent]
-		if ok && (parent.Height == 0 || msg.Slot > parent.Slot) {
-			r := round.Record{Slot: msg.Slot, Height: parent.Height + 1, Parent: msg.Parent,
-				Model: hash("lie", msg.Slot, msg.Parent), State: hash("lie")}
-			for q := range w.cfg.Peers {
-				r.Set = append(r.Set, round.Entry{Peer: round.Peer(q), Gradient: hash("gradient", q, parent.Model, r.Height)})
-			}
-			r.FUsed = uint16(min(w.cfg.F, (len(r.Set)-1)/2))
-			m := msg
-			m.Body = round.SignedRecord{Record: r, Counter: msg.Slot * 3}
-			all(m)
-		}
-	case 3: // noise
-		for range 5 {
-			m := msg
-			m.Slot += uint64(w.rng.IntN(1000))
-			if w.rng.IntN(2) == 0 {
-				m.Parent = hash("nowhere", w.rng.Uint64())
-			}
-			if w.rng.IntN(2) == 0 {
-				m.Body = round.SignedRecord{Counter: uint64(w.rng.IntN(1000) + 1), Record: round.Record{
-					Slot: m.Slot, Height: m.Slot - uint64(w.rng.IntN(int(m.Slot))), Parent: m.Parent,
-					Set: []round.Entry{{Peer: msg.From, Gradient: hash("noise")}}, Model: hash(w.rng.Uint64()),
-				}}
-			}
-			all(m)
-		}
-	}
-	all(msg)
+	w.keep(p, s)
+	w.flood(p, s)
 }

@@ -10,7 +10,10 @@ import (
 
 // linked reports whether bytes can go from p to q.
 func (w *world) linked(p, q *peer) bool {
-	return p != q && p.up && q.up && !p.paused && !q.paused && w.group[p.id] == w.group[q.id]
+	if p == q || !p.up || !q.up || p.paused || q.paused || p.gated[q.id] || q.gated[p.id] {
+		return false
+	}
+	return w.group[p.id] == w.group[q.id] || w.cfg.Bridge && (p.liar || q.liar)
 }
 
 // relink has each machine told of lost connections within down, of new ones
@@ -69,15 +72,17 @@ func (w *world) transmit(p, q *peer, s stored) {
 	}
 	life := q.life
 	w.after(w.between(time.Millisecond, w.cfg.Delay), func() {
-		if q.life != life || w.group[p.id] != w.group[q.id] {
+		if q.life != life || !w.linked(p, q) && !q.paused {
 			return
 		}
+		w.note(q, s)
 		if w.keep(q, s) {
+			w.copycat(q, p, s)
 			w.flood(q, s)
 		} else if w.cfg.Duplicate == 0 {
 			return
 		}
-		w.deliver(q, round.Received{Message: s.msg})
+		w.deliver(q, round.Received{Message: s.msg, ID: s.id})
 	})
 }
 
@@ -114,7 +119,7 @@ func (w *world) fetchBody(p *peer, a round.Fetch, tries int) {
 			return
 		}
 		for _, h := range a.Holders {
-			if q := w.peers[h]; w.linked(p, q) && q.bodies[a.Gradient] && (!q.liar || w.rng.IntN(3) > 0) {
+			if q := w.peers[h]; w.linked(p, q) && q.bodies[a.Gradient] && (!q.liar || w.cfg.Lies&Withhold == 0 || w.rng.IntN(3) > 0) {
 				w.deliver(p, round.BodyReady{Peer: a.Peer, Gradient: a.Gradient})
 				return
 			}

@@ -7,18 +7,23 @@
 // ones; the hosts are models: a gradient, a model and a state are hashes of
 // what they follow from.
 //
-// What is checked all the time, by the numbers of the design: P2 a record's
+// What is checked all the time, by the numbers of the design: P1 no two final
+// checkpoints conflict; P2 a record's
 // model follows from its parent's and its set; P3 no peer signs two different
 // messages of one type for one slot and parent, or one counter twice, or
 // anything that its disk would not remember after a restart; P4 every entry of
 // a record was announced for its slot and parent; P5 every ballot's bodies are
-// held, and every entry was balloted by another than its announcer; P11 the
-// machines' memory is bounded. At the end: P6 and P14, after all faults have
-// healed the heads meet and go on within Settle.
+// held, and every entry was balloted by another than its announcer; P7 nothing
+// becomes final without the votes of a quorum; P10 no head leaves what its peer
+// knew to be final; P11 the machines' memory is bounded. At the end: P6, P9 and
+// P14, after all faults have healed the heads of all members, those that joined
+// too, meet and go on within Settle; P8 who is proven guilty at one honest peer
+// is so at all; P10 the heads follow everything that ever was final.
 package sim
 
 import (
 	"container/heap"
+	"crypto/ed25519"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -50,9 +55,26 @@ type Config struct {
 	PowerCuts  int   // of all peers at once, with restarts
 	Late       []int // peers that start only after Timeouts.Start
 	Dead       []int // peers that crash in Chaos and never return
-	// Liars equivocate, sign records whose model does not follow, withhold
-	// bodies and flood. They go on after Chaos.
+	// CrashWrites is the chance that a peer crashes at a durable write, before
+	// or after it reached the disk.
+	CrashWrites float64
+	// FullDisks is how often a peer's disk takes no checkpoint for a while.
+	FullDisks int
+	// Joiners are no members at first: a roster adds each in Chaos. Leavers are
+	// taken off the roster in Chaos.
+	Joiners, Leavers []int
+	// Liars do what Lies says. They go on after Chaos.
 	Liars []int
+	Lies  Lies // zero: all of them
+	// Split is a partition for three quarters of Chaos, with half of the honest
+	// peers on each side.
+	Split bool
+	// Bridge leaves the liars connected to both sides of a partition.
+	Bridge bool
+	// Signed encodes, signs and opens every message.
+	Signed bool
+	// CheckpointEvery is the interval of checkpoints. 0: 8.
+	CheckpointEvery uint64
 
 	Timeouts round.Timeouts // zero: Timeouts()
 	// New makes a machine; nil: round.New.
@@ -82,7 +104,10 @@ type Result struct {
 	Sets     [][]round.Entry
 	Timeouts int
 	Lost     int
-	Digest   uint64 // of all events and actions
+	Digest   uint64         // of all events and actions
+	Final    uint64         // the highest final checkpoint
+	Expelled int            // liars that were proven guilty
+	Faults   map[string]int // how often each kind of fault struck
 }
 
 type item struct {
@@ -112,8 +137,9 @@ type state struct{ model, state round.Hash }
 
 // stored is a message in a peer's network layer.
 type stored struct {
-	id  round.Hash
-	msg round.Message
+	id       round.Hash
+	msg      round.Message
+	envelope []byte // where the run is signed
 }
 
 type peer struct {
@@ -127,7 +153,18 @@ type peer struct {
 
 	// On disk.
 	watermark, counter uint64
-	checkpoint         round.Record
+	checkpoints        map[round.Hash]round.Record
+	links              map[round.Hash][]round.Checkpoint
+	voted              round.Record
+	certificate        []stored
+	full               bool // the disk
+	writing            bool // a vote
+
+	rosters []round.Roster // on disk too
+	left    bool
+	gated   map[int]bool
+	fooled  bool // followed liars while hardly anyone else was connected
+	final   round.Checkpoint
 
 	// In memory.
 	states   map[state]bool
@@ -167,18 +204,27 @@ type world struct {
 	peers []*peer
 	group []int // partition that each peer is in
 
-	genesis  round.Record
-	records  map[round.Hash]round.Record
-	said     map[saidKey]round.Hash
-	counters map[[2]uint64]round.Hash
-	ballots  map[balloted][]round.Peer
-	adopted  map[uint64]map[int]round.Hash // by height
-	healed   bool
-	healedAt time.Duration
-	goal     uint64 // height to meet at
-	met      time.Duration
-	result   Result
-	err      error
+	rosters   []round.Roster
+	member    []bool
+	final     map[uint64]round.Hash       // by height
+	highest   round.Checkpoint            // of those
+	voters    map[round.Hash]map[int]bool // of each target
+	accused   map[int]bool
+	lastProof time.Duration
+	seen      map[seenKey]round.Hash // what honest peers got of liars
+	keys      []ed25519.PrivateKey
+	genesis   round.Record
+	records   map[round.Hash]round.Record
+	said      map[saidKey]round.Hash
+	counters  map[[2]uint64]round.Hash
+	ballots   map[balloted][]round.Peer
+	adopted   map[uint64]map[int]round.Hash // by height
+	healed    bool
+	healedAt  time.Duration
+	goal      uint64 // height to meet at
+	met       time.Duration
+	result    Result
+	err       error
 }
 
 // Run simulates. The error says which property was violated, and when.
@@ -192,6 +238,12 @@ func Run(cfg Config) (Result, error) {
 	if cfg.Settle == 0 {
 		cfg.Settle = 20 * time.Second
 	}
+	if cfg.CheckpointEvery == 0 {
+		cfg.CheckpointEvery = 8
+	}
+	if cfg.Lies == 0 {
+		cfg.Lies = AllLies
+	}
 	if cfg.Delay == 0 {
 		cfg.Delay = 10 * time.Millisecond
 	}
@@ -200,12 +252,15 @@ func Run(cfg Config) (Result, error) {
 		records: map[round.Hash]round.Record{}, said: map[saidKey]round.Hash{},
 		counters: map[[2]uint64]round.Hash{}, ballots: map[balloted][]round.Peer{},
 		adopted: map[uint64]map[int]round.Hash{},
+		final:   map[uint64]round.Hash{}, voters: map[round.Hash]map[int]bool{}, accused: map[int]bool{}, seen: map[seenKey]round.Hash{},
 	}
-	w.genesis = round.Genesis(hash("job"), hash("model"), hash("state"))
+	w.result.Faults = map[string]int{}
+	w.setUpRoster()
+	w.genesis = round.Genesis(job, w.rosters[0].Hash, hash("model"), hash("state"))
 	w.records[w.genesis.ID()] = w.genesis
 	w.result.Finished = make([]round.Hash, cfg.Peers)
 	for i := range cfg.Peers {
-		p := &peer{id: i, checkpoint: w.genesis, speed: time.Duration(60+w.rng.IntN(40)) * time.Millisecond}
+		p := &peer{id: i, checkpoints: map[round.Hash]round.Record{}, links: map[round.Hash][]round.Checkpoint{}, rosters: slices.Clone(w.rosters), gated: map[int]bool{}, speed: time.Duration(60+w.rng.IntN(40)) * time.Millisecond}
 		if slices.Contains(cfg.Slow, i) {
 			p.speed *= 5
 		}
@@ -225,6 +280,8 @@ func Run(cfg Config) (Result, error) {
 	w.end()
 	return w.result, w.err
 }
+
+var job = hash("job")
 
 func hash(parts ...any) round.Hash { return treehash.Sum(fmt.Append(nil, parts...)) }
 
@@ -249,6 +306,9 @@ func (w *world) between(lo, hi time.Duration) time.Duration {
 // plan draws all faults.
 func (w *world) plan() {
 	for _, p := range w.peers {
+		if !w.member[p.id] {
+			continue
+		}
 		at := w.between(0, 300*time.Millisecond)
 		if slices.Contains(w.cfg.Late, p.id) {
 			at += w.cfg.Timeouts.Start
@@ -261,31 +321,34 @@ func (w *world) plan() {
 		at := w.between(0, chaos)
 		down := w.between(50*time.Millisecond, max(chaos/2, 100*time.Millisecond))
 		w.after(at, func() {
+			w.strike("crash")
 			w.crash(p)
-			life := p.life
-			w.after(down, func() {
-				if p.life == life {
-					w.start(p)
-				}
-			})
+			w.restart(p, down)
 		})
 	}
+	for range w.cfg.FullDisks {
+		p := w.peers[w.rng.IntN(w.cfg.Peers)]
+		w.after(w.between(0, chaos), func() {
+			w.strike("full disk")
+			p.full = true
+			w.after(w.between(0, chaos), func() { p.full = false })
+		})
+	}
+	w.planRosters()
 	for _, i := range w.cfg.Dead {
-		w.after(w.between(chaos/4, chaos), func() { w.crash(w.peers[i]) })
+		w.after(w.between(chaos/4, chaos), func() {
+			w.strike("death")
+			w.crash(w.peers[i])
+		})
 	}
 	for range w.cfg.PowerCuts {
 		w.after(w.between(chaos/4, chaos), func() {
+			w.strike("power cut")
 			for _, p := range w.peers {
-				if !p.up {
-					continue
+				if p.up {
+					w.crash(p)
+					w.restart(p, w.between(50*time.Millisecond, 500*time.Millisecond))
 				}
-				w.crash(p)
-				life := p.life
-				w.after(w.between(50*time.Millisecond, 500*time.Millisecond), func() {
-					if p.life == life {
-						w.start(p)
-					}
-				})
 			}
 		})
 	}
@@ -296,9 +359,29 @@ func (w *world) plan() {
 			for i := range w.group {
 				w.group[i] = int(side >> i & 1)
 			}
+			w.strike("partition")
 			w.trace("partition %v", w.group)
 			w.relink(2*time.Second, 0)
 			w.after(length, func() {
+				clear(w.group)
+				w.trace("healed")
+				w.relink(0, 100*time.Millisecond)
+			})
+		})
+	}
+	if w.cfg.Split {
+		w.after(chaos/8, func() {
+			w.strike("split")
+			honest := 0
+			for i, p := range w.rng.Perm(w.cfg.Peers) {
+				if w.group[p] = i % 2; !w.peers[p].liar {
+					w.group[p] = honest % 2
+					honest++
+				}
+			}
+			w.trace("split %v", w.group)
+			w.relink(500*time.Millisecond, 0)
+			w.after(chaos*3/4, func() {
 				clear(w.group)
 				w.trace("healed")
 				w.relink(0, 100*time.Millisecond)
@@ -313,6 +396,7 @@ func (w *world) plan() {
 				return
 			}
 			p.paused = true
+			w.strike("pause")
 			w.trace("peer %d paused", p.id)
 			w.relink(2*time.Second, 0)
 			w.after(length, func() { w.resume(p) })
@@ -325,10 +409,11 @@ func (w *world) plan() {
 // heal ends all faults.
 func (w *world) heal() {
 	clear(w.group)
-	w.cfg.Loss, w.cfg.Duplicate, w.cfg.Failures = 0, 0, 0
+	w.cfg.Loss, w.cfg.Duplicate, w.cfg.Failures, w.cfg.CrashWrites = 0, 0, 0, 0
 	for _, p := range w.peers {
 		w.resume(p)
-		if !p.up && !slices.Contains(w.cfg.Dead, p.id) {
+		p.full = false
+		if !p.up && !p.left && w.member[p.id] && !slices.Contains(w.cfg.Dead, p.id) {
 			w.start(p)
 		}
 		if !p.liar {

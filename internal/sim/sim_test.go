@@ -49,6 +49,15 @@ func chaos(seed uint64) Config {
 			}
 		}
 	}
+	cfg.CrashWrites = []float64{0, 0, .02}[r.IntN(3)]
+	cfg.FullDisks = r.IntN(2)
+	if n >= 3 && len(cfg.Dead) == 0 && r.IntN(3) == 0 {
+		cfg.Joiners = []int{n - 1}
+		if n >= 5 && r.IntN(2) == 0 {
+			cfg.Leavers = []int{0}
+		}
+	}
+	cfg.Signed = r.IntN(16) == 0
 	return cfg
 }
 
@@ -174,6 +183,11 @@ func TestLiars(t *testing.T) {
 		if r.IntN(3) == 0 {
 			cfg.Peers, cfg.F, cfg.Liars = 7, 2, []int{r.IntN(3), 3 + r.IntN(4)}
 		}
+		cfg.Lies = []Lies{AllLies, QuietLies, QuietLies, TwoFaced}[r.IntN(4)]
+		cfg.Bridge = r.IntN(2) == 0
+		cfg.Partitions = r.IntN(2)
+		cfg.Crashes = r.IntN(2)
+		cfg.Signed = r.IntN(16) == 0
 		res, err := Run(cfg)
 		if err != nil {
 			failing(t, cfg, err)
@@ -182,6 +196,61 @@ func TestLiars(t *testing.T) {
 		worst = max(worst, res.Met)
 	}
 	t.Logf("%d seeds, heads met at the latest %v after the last other fault", n, worst)
+}
+
+// finality draws a plan in which all f liars sign and vote for everything on
+// both sides of one long partition.
+func finality(seed uint64) Config {
+	r := rand.New(rand.NewPCG(seed, 33))
+	n := []int{4, 7, 10}[seed%3]
+	f := round.MaxFaulty(n)
+	cfg := Config{Seed: seed, Peers: n, F: f, Chaos: 5 * time.Second, Split: true, Bridge: true,
+		Lies: []Lies{TwoFaced, TwoFaced, VoteAll | Equivocate, QuietLies | VoteAll | SignAll}[r.IntN(4)], CheckpointEvery: []uint64{1, 2, 4, 8}[r.IntN(4)],
+		Crashes: r.IntN(3), CrashWrites: []float64{0, .03}[r.IntN(2)], PowerCuts: r.IntN(2), FullDisks: r.IntN(2),
+		Delay: 10 * time.Millisecond, Loss: []float64{0, .1}[r.IntN(2)], Signed: r.IntN(20) == 0}
+	cfg.Liars = r.Perm(n)[:f]
+	return cfg
+}
+
+// What is final stays final (P1, P10), also with all f liars at work on both
+// sides of a partition.
+func TestFinality(t *testing.T) {
+	n := *seeds / 2
+	if testing.Short() {
+		n /= 6
+	}
+	var final, highest uint64
+	for i := range n {
+		cfg := finality(*first + uint64(i))
+		res, err := Run(cfg)
+		if err != nil {
+			failing(t, cfg, err)
+			return
+		}
+		if res.Final > 0 {
+			final++
+		}
+		highest = max(highest, res.Final)
+	}
+	if int(final) < n/2 {
+		t.Errorf("something became final in %d of %d runs only", final, n)
+	}
+	t.Logf("%d seeds, something final in %d, up to height %d", n, final, highest)
+}
+
+// Without faults everything but the newest two checkpoints is final.
+func TestFinalityWithoutFaults(t *testing.T) {
+	for _, n := range []int{1, 2, 4, 7} {
+		cfg := Config{Seed: uint64(n), Peers: n, F: round.MaxFaulty(n), Rounds: 40, CheckpointEvery: 4}
+		res, err := Run(cfg)
+		if err != nil {
+			failing(t, cfg, err)
+			return
+		}
+		if res.Final < 28 {
+			t.Errorf("%d peers: final up to %d of 40", n, res.Final)
+		}
+	}
 }
 
 // However many lie together, no honest peer signs what does not follow.
