@@ -73,7 +73,7 @@ type Machine struct {
 	kept      []*node    // other checkpoints that were there at the start
 	voted     Record     // target of the last vote
 	votedID   Hash
-	voting    bool       // a vote is on its way to the disk
+	voting    bool // a vote is on its way to the disk
 
 	peers  []peerState
 	bodies map[Hash]*body
@@ -118,10 +118,10 @@ type Machine struct {
 	arrivals durations // of gradients, from the beginning of a slot
 	answers  durations // of ballots and records, from one's own
 
-	timer   time.Duration
-	limits  Timeouts
-	mutant  mutant
-	needs   []rosterNeed
+	timer  time.Duration
+	limits Timeouts
+	mutant mutant
+	needs  []rosterNeed
 }
 
 // mutant switches safety rules off, so that tests can show that they see it.
