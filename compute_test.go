@@ -212,7 +212,7 @@ func TestDeal(t *testing.T) {
 		check(t, err)
 		order := dataset.Order{Seed: p.job.Seed, Len: 7000}
 		for i := range own.minibatches {
-			got := dealtTo(t, p, round.Record{Height: 11}, members, i)
+			got := dealtTo(t, p, round.Record{Height: 11, Position: 11 * members.dealt()}, members, i)
 			if want := order.Minibatch(11*9+before+uint64(i), 8); !slices.Equal(got, want) {
 				t.Errorf("member %d, minibatch %d: rows %v, want %v", self, i, got, want)
 			}

@@ -2,7 +2,6 @@ package spirt
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -10,14 +9,13 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
-	"sync/atomic"
 	"time"
 
+	"github.com/spirt-ml/spirt/internal/membership"
 	"github.com/spirt-ml/spirt/internal/round"
 	"github.com/spirt-ml/spirt/internal/treehash"
 	"github.com/spirt-ml/spirt/p2p"
 	"github.com/spirt-ml/spirt/tensor"
-	"github.com/spirt-ml/spirt/tensordb"
 )
 
 // loop is what the goroutine of peer.run keeps: the machine and what it asked
@@ -40,7 +38,10 @@ type loop struct {
 	told     map[int]int                   // events about each member in that minute
 	stop     map[string]context.CancelFunc // of work that the machine may replace or drop
 	finished *round.Finished
-	writing  atomic.Bool // a checkpoint
+	writing  string              // name of the checkpoint that is being written
+	waiting  *pendingCheckpoint  // to be written next
+	onDisk   []round.Hash        // checkpoints that were last kept
+	known    map[round.Hash]bool // rosters that the machine was told of
 
 	validation *validation // the last that was begun on this chain, or nil
 }
@@ -79,9 +80,6 @@ const maxFailures = 3
 // maxWarnings bounds what one peer writes about what others do wrong.
 const maxWarnings = 1000
 
-// checkpointName names the checkpoint of the head in the peer's database.
-const checkpointName = "head"
-
 // openLoop restores the head from the last checkpoint, or makes the state of
 // genesis, and makes the machine.
 func (p *peer) openLoop() error {
@@ -93,21 +91,90 @@ func (p *peer) openLoop() error {
 	if err != nil {
 		return err
 	}
-	head, err := p.recoverHead(genesis)
+	if p.vote, err = p.readVote(); err != nil {
+		return err
+	}
+	checkpoints, err := p.recover()
 	if err != nil {
 		return err
 	}
+	head := genesis
 	l := &p.loop
 	l.timer, l.results = time.NewTimer(time.Hour), make(chan result)
 	l.records = map[round.Hash]round.Record{genesis.ID(): genesis, head.ID(): head}
 	l.head, l.losses, l.stop, l.told = head, map[uint64]float64{}, map[string]context.CancelFunc{}, map[int]int{}
 	_, average := p.store.codec()
-	l.machine, err = round.New(round.Config{
-		Self: round.Peer(p.n - 1), N: p.job.Peers, F: p.job.Byzantine,
+	cfg := round.Config{
+		Self:    round.Peer(p.n - 1),
 		Genesis: genesis, Rounds: uint64(p.job.Rounds), TargetAccuracy: uint32(math.Ceil(p.job.TargetAccuracy*1e4 - 1e-6)), // 0 stays 0
-		MaxGradientBytes: uint64(average), Head: head, Watermark: slot, Counter: counter,
-	})
+		MaxGradientBytes: uint64(average), Watermark: slot, Counter: counter,
+		CheckpointEvery: p.ids.rosters.genesis.CheckpointEvery, Voted: p.vote.Target,
+	}
+	l.known = map[round.Hash]bool{}
+	for _, r := range p.ids.rosters.training() {
+		l.known[r.Hash()] = true
+		cfg.Rosters = append(cfg.Rosters, p.rosterOf(r))
+	}
+	for i, c := range checkpoints {
+		if i == 0 {
+			head, cfg.Head, cfg.Links = c.record, c.record, c.links
+			p.log.Info("going on from a checkpoint", "round", head.Height)
+		} else if i <= 4 {
+			cfg.Kept = append(cfg.Kept, c.record)
+		}
+		l.records[c.record.ID()] = c.record
+	}
+	l.head = head
+	l.machine, err = round.New(cfg)
 	return err
+}
+
+// rosterOf is what the machine needs to know of a roster.
+func (p *peer) rosterOf(r *membership.Roster) round.Roster {
+	out := round.Roster{
+		Hash: r.Hash(), Previous: r.Previous, F: int(r.F), Emergency: r.Emergency,
+		Minibatches: sharesOf(r.Members, p.job.BatchesPerRound).dealt(),
+	}
+	for _, m := range r.Members {
+		out.Members = append(out.Members, round.Peer(m.Index))
+	}
+	return out
+}
+
+// learnRosters tells the machine and the network of rosters that are new in
+// the run folder or came over the network. Those that came otherwise are
+// spread.
+func (p *peer) learnRosters(ctx context.Context, spread bool) error {
+	l := &p.loop
+	for _, r := range p.ids.rosters.training() {
+		id := r.Hash()
+		if l.known[id] {
+			continue
+		}
+		l.known[id] = true
+		if err := p.host.SetMembers(p.memberKeys()); err != nil {
+			return fmt.Errorf("roster %s: %w", id.Short(), err)
+		}
+		if spread {
+			m := round.Message{From: round.Peer(p.n - 1), Slot: r.Epoch + 1, Roster: l.head.Roster, Body: round.RosterNotice{Data: r.Encode()}}
+			if err := p.broadcast(m); err != nil {
+				p.warn("roster %s could not be spread: %v", id.Short(), err)
+			}
+		}
+		if err := p.step(ctx, round.RosterKnown{Roster: p.rosterOf(r)}); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// broadcast signs a message and floods it.
+func (p *peer) broadcast(m round.Message) error {
+	data, id, err := round.Sign(p.ids.key, p.ids.job, m)
+	if err != nil {
+		return err
+	}
+	return p.host.Broadcast(data, p2p.Meta{ID: id, From: p.n - 1, Slot: m.Slot, Sticky: m.Type().Sticky()})
 }
 
 // genesis makes the state that every peer of the job starts from, and returns
@@ -120,59 +187,7 @@ func (p *peer) genesis() (round.Record, error) {
 	if err != nil {
 		return round.Record{}, fmt.Errorf("storing the initial parameters: %w", err)
 	}
-	return round.Genesis(p.ids.job, model, optimizer), nil
-}
-
-// recoverHead loads the last checkpoint of the head; without one the head is
-// genesis.
-func (p *peer) recoverHead(genesis round.Record) (round.Record, error) {
-	meta, err := p.db.Recover(checkpointName)
-	if errors.Is(err, tensordb.ErrNoCheckpoint) {
-		return genesis, nil
-	}
-	if err != nil {
-		return genesis, err
-	}
-	var head round.Record
-	if err := json.Unmarshal([]byte(meta["record"]), &head); err != nil {
-		return genesis, fmt.Errorf("the record in the checkpoint: %w", err)
-	}
-	if meta["job"] != p.ids.job.String() {
-		return genesis, fmt.Errorf("the checkpoint in %s is of another job: remove it, or restore the job file", filepath.Join(p.dir, databaseDir))
-	}
-	keys := p.checkpointKeys()
-	model, state, err := p.store.keepState(head.Height, keys[0], keys[1])
-	if err != nil {
-		return genesis, fmt.Errorf("the checkpoint: %w", err)
-	}
-	if model != head.Model || state != head.State {
-		return genesis, fmt.Errorf("the checkpoint in %s does not hold the state of its record: remove it", filepath.Join(p.dir, databaseDir))
-	}
-	p.log.Info("going on from a checkpoint", "round", head.Height)
-	return head, nil
-}
-
-// checkpoint writes a head's state to disk, durably. The state's bytes are
-// taken now; the writing waits in the returned function.
-func (p *peer) checkpoint(head round.Record) (write func() error) {
-	record, err := json.Marshal(head)
-	params, opt := p.store.stateKeys(head)
-	keys := p.checkpointKeys()
-	err = errors.Join(err, p.db.Copy(keys[0], params), p.db.Copy(keys[1], opt))
-	return func() error {
-		if err == nil {
-			err = p.db.Checkpoint(checkpointName, keys, map[string]string{"record": string(record), "job": p.ids.job.String()})
-		}
-		if err != nil {
-			return fmt.Errorf("checkpoint of round %d: %w", head.Height, err)
-		}
-		return nil
-	}
-}
-
-// checkpointKeys are where a checkpoint's parameters and optimizer state lie.
-func (p *peer) checkpointKeys() []string {
-	return []string{p.store.key("checkpoint/parameters"), p.store.key("checkpoint/optimizer")}
+	return round.Genesis(p.ids.job, p.ids.roster, model, optimizer), nil
 }
 
 // run feeds the machine until it has finished or ctx is cancelled.
@@ -191,14 +206,19 @@ func (p *peer) run(ctx context.Context) error {
 	if err := p.step(ctx, round.Start{}); err != nil {
 		return err
 	}
+	if err := p.replayVotes(ctx); err != nil {
+		return err
+	}
 	for l.finished == nil {
 		var err error
 		select {
 		case <-ctx.Done():
-			l.wg.Wait() // a checkpoint under way takes its tensors from the keys of the next
-			return errors.Join(ErrInterrupted, p.checkpoint(l.head)())
+			l.wg.Wait()
+			return errors.Join(ErrInterrupted, p.leaveHead(l.head))
 		case e := <-p.host.Events():
 			err = p.network(ctx, e)
+		case <-p.ids.rosters.changed:
+			err = p.learnRosters(ctx, true)
 		case r := <-l.results:
 			if err = r.err; err == nil && r.dropped() == nil { // it may have been dropped in the moment it was sent
 				err = p.result(ctx, r)
@@ -232,7 +252,10 @@ func (p *peer) network(ctx context.Context, e p2p.Event) error {
 		if err != nil {
 			return fmt.Errorf("a message that was accepted before: %w", err)
 		}
-		return p.step(ctx, round.Received{Message: m})
+		if m.Type() == round.TypeRoster { // check has kept it
+			return p.learnRosters(ctx, false)
+		}
+		return p.step(ctx, round.Received{Message: m, ID: e.Meta.ID})
 	case p2p.Refused:
 		p.warnBounded("refused %s at %s: %s", e.Remote, e.Address, e.Reason)
 	}
@@ -258,7 +281,9 @@ func (p *peer) emitMember(member int, e Event) {
 // result passes on what a goroutine has done.
 func (p *peer) result(ctx context.Context, r result) error {
 	l := &p.loop
-	switch r.event.(type) {
+	switch e := r.event.(type) {
+	case written:
+		return p.checkpointWritten(ctx, e)
 	case round.GradientReady:
 		l.failures = 0
 		if r.loss != nil {
@@ -295,11 +320,18 @@ func (p *peer) act(ctx context.Context, a round.Action) error {
 		if s, ok := a.Message.Body.(round.SignedRecord); ok { // the next gradient may build on it at once
 			l.records[s.Record.ID()] = s.Record
 		}
-		data, id, err := round.Sign(p.ids.key, p.ids.job, p.ids.roster, a.Message)
-		if err != nil {
-			return err
-		}
-		return p.host.Broadcast(data, p2p.Meta{ID: id, From: p.n - 1, Slot: a.Message.Slot})
+		return p.broadcast(a.Message)
+	case round.WriteCheckpoint:
+		p.writeCheckpoint(ctx, a)
+	case round.PersistVote:
+		p.persistVote(ctx, a)
+	case round.Accuse:
+		p.accuse(ctx, a)
+	case round.Gate:
+		p.host.Expel(int(a.Peer), a.Text)
+		p.emitMember(int(a.Peer), Event{State: "expelled", Message: a.Text})
+	case round.Final:
+		p.emit(Event{Event: "final", Round: a.Checkpoint.Height})
 	case round.SetTimer:
 		l.timer.Stop()
 		if a.At != 0 {
@@ -346,6 +378,21 @@ func (p *peer) background(ctx context.Context, name string, f func(ctx context.C
 		case l.results <- r:
 		case <-ctx.Done():
 			r.close()
+		}
+	}()
+}
+
+// always runs f and passes on its result, unless the peer ends before.
+func (p *peer) always(ctx context.Context, f func() result) {
+	l := &p.loop
+	l.wg.Add(1)
+	go func() {
+		defer l.wg.Done()
+		r := f()
+		r.dropped = func() error { return nil }
+		select {
+		case l.results <- r:
+		case <-ctx.Done():
 		}
 	}()
 }
@@ -472,14 +519,17 @@ const fetchTime = 30 * time.Second
 // sought.
 func (p *peer) sources(likely []round.Peer) []int {
 	var out []int
-	for i := -len(likely); i < p.job.Peers; i++ {
-		m := i
-		if i < 0 {
-			m = int(likely[i+len(likely)])
-		}
+	add := func(m int) {
 		if m != p.n-1 && !slices.Contains(out, m) {
 			out = append(out, m)
 		}
+	}
+	for _, m := range likely {
+		add(int(m))
+	}
+	latest, _ := p.ids.rosters.latest()
+	for _, m := range latest.Members {
+		add(int(m.Index))
 	}
 	return out
 }
@@ -546,7 +596,7 @@ func (p *peer) adopt(ctx context.Context, a round.Adopt) {
 	}
 	e := Event{
 		Event: "round", Slot: a.Record.Slot, Round: a.Record.Height, Model: a.Record.Model.String(),
-		Seconds: now.Sub(l.headAt).Seconds(), How: how, Degraded: a.Record.Degraded(p.job.Byzantine), Used: p.used(),
+		Seconds: now.Sub(l.headAt).Seconds(), How: how, Degraded: a.Record.Degraded(p.faultyAt(a.Record)), Used: p.used(),
 	}
 	l.headAt = now
 	for _, s := range a.Record.Set {
@@ -564,17 +614,6 @@ func (p *peer) adopt(ctx context.Context, a round.Adopt) {
 		if height+2 < a.Record.Height {
 			delete(l.losses, height)
 		}
-	}
-	if a.Record.Height%uint64(p.job.CheckpointEvery) == 0 && !l.writing.Swap(true) {
-		write := p.checkpoint(a.Record)
-		l.wg.Add(1)
-		go func() {
-			defer l.wg.Done()
-			defer l.writing.Store(false)
-			if err := write(); err != nil {
-				p.warn("%v", err) // the last one stands, and the next may succeed
-			}
-		}()
 	}
 }
 
@@ -599,6 +638,7 @@ func (p *peer) retain(a round.Retain) {
 	l.records = keep
 	p.store.retain(a.States, a.Gradients)
 	p.host.Forget(a.BelowSlot)
+	p.dropCheckpoints(a.Checkpoints)
 	wanted := make(map[string]bool, len(a.Gradients))
 	for _, g := range a.Gradients {
 		wanted["fetch/"+g.String()] = true
@@ -626,6 +666,16 @@ func (p *peer) report(r round.Report) {
 	switch r.Kind {
 	case round.PeerLost, round.PeerReturned, round.DegradedRecord, round.Reorganisation, round.GradientMissing:
 		return // events of their own tell of these
+	case round.RosterChanged:
+		e := Event{Event: "roster", Round: r.Height}
+		for _, m := range p.sharesAt(p.loop.head) {
+			e.Members = append(e.Members, m.member+1)
+		}
+		p.emit(e)
+		if err := p.host.SetMembers(p.memberKeys()); err != nil {
+			p.warn("the members of the roster: %v", err)
+		}
+		return
 	}
 	p.warnBounded("%s: %s", r.Kind, r.Text)
 }
@@ -657,7 +707,42 @@ func (p *peer) finish() error {
 		return err
 	}
 	p.log.Info("finished", "round", r.Height, "model", r.Model.Short(), "reason", p.loop.finished.Reason.String())
-	return p.checkpoint(r)()
+	return p.leaveHead(r)
+}
+
+// leaveHead writes the state that a peer stops at.
+func (p *peer) leaveHead(r round.Record) error {
+	return p.checkpoint(headName, r, p.loop.machine.Links())()
+}
+
+// faultyAt is how many Byzantine members the roster after a record allows for.
+func (p *peer) faultyAt(r round.Record) int {
+	if roster := p.ids.rosters.get(r.Roster); roster != nil {
+		return int(roster.F)
+	}
+	return p.job.Byzantine
+}
+
+// memberKeys are the members of the roster in force and of those that follow
+// it: newcomers connect before they take part.
+func (p *peer) memberKeys() []p2p.Member {
+	var out []p2p.Member
+	from := p.ids.rosters.get(p.loop.head.Roster)
+	for _, r := range p.ids.rosters.training() {
+		if from != nil && r.Epoch < from.Epoch {
+			continue
+		}
+		for _, m := range r.Members {
+			i := slices.IndexFunc(out, func(o p2p.Member) bool { return o.Index == int(m.Index) })
+			if i < 0 {
+				out = append(out, p2p.Member{Index: int(m.Index), Key: m.Key})
+			} else {
+				out[i].Key = m.Key
+			}
+		}
+	}
+	slices.SortFunc(out, func(a, b p2p.Member) int { return a.Index - b.Index })
+	return out
 }
 
 // leave writes the trained model into the run folder. Where another model is

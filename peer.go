@@ -15,6 +15,7 @@ import (
 
 	"github.com/spirt-ml/spirt/dataset"
 	"github.com/spirt-ml/spirt/function"
+	"github.com/spirt-ml/spirt/internal/membership"
 	"github.com/spirt-ml/spirt/internal/round"
 	"github.com/spirt-ml/spirt/nn"
 	"github.com/spirt-ml/spirt/p2p"
@@ -73,6 +74,7 @@ type peer struct {
 	host     *p2p.Host
 	cleanup  []func() error // in reverse order
 	loop     loop
+	vote     voteFile // of before the start
 
 	mu     sync.Mutex
 	usage  Usage
@@ -269,13 +271,9 @@ func (p *peer) emit(e Event) {
 // looks there for those of the others.
 func (p *peer) openHost() error {
 	var err error
-	members := make([]p2p.Member, len(p.ids.members))
-	for i, key := range p.ids.members {
-		members[i] = p2p.Member{Index: i, Key: key}
-	}
 	p.host, err = p2p.New(p2p.Config{
-		Key: p.ids.key, Listen: []string{p.cfg.Listen}, Members: members, Job: p.ids.job,
-		Check: p.check, Bodies: p.store, Logger: p.log,
+		Key: p.ids.key, Listen: []string{p.cfg.Listen}, Members: p.memberKeys(), Job: p.ids.job,
+		Check: p.check, Bodies: p.store, Logger: p.log, Limits: p2p.Limits{MessageSize: round.MaxMessageBytes},
 	})
 	if err != nil {
 		return err
@@ -319,16 +317,28 @@ const maxOpened = 4096
 // check opens a signed message for the host, and keeps what it found for
 // take: signatures are dear.
 func (p *peer) check(data []byte) (p2p.Meta, error) {
-	m, id, err := round.Open(data, p.ids.job, p.ids.roster, p.ids.members)
+	m, id, err := round.Open(data, p.ids.job, p.ids.rosters.members)
+	if errors.Is(err, round.ErrUnknownRoster) {
+		return p2p.Meta{}, fmt.Errorf("%w: %w", p2p.ErrNotYet, err)
+	}
 	if err != nil {
 		return p2p.Meta{}, err
+	}
+	if n, ok := m.Body.(round.RosterNotice); ok { // before anything that is signed under it
+		roster, err := membership.DecodeRoster(n.Data)
+		if err != nil {
+			return p2p.Meta{}, err
+		}
+		if _, err := p.ids.rosters.add(roster); err != nil { // perhaps one before it is missing
+			return p2p.Meta{}, fmt.Errorf("%w: %w", p2p.ErrNotYet, err)
+		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if len(p.opened) < maxOpened {
 		p.opened[id] = m
 	}
-	return p2p.Meta{ID: id, From: int(m.From), Slot: m.Slot}, nil
+	return p2p.Meta{ID: id, From: int(m.From), Slot: m.Slot, Sticky: m.Type().Sticky()}, nil
 }
 
 // take returns a message that check has accepted.
@@ -343,6 +353,6 @@ func (p *peer) take(e p2p.Message) (round.Message, error) {
 	if ok {
 		return m, nil
 	}
-	m, _, err := round.Open(e.Data, p.ids.job, p.ids.roster, p.ids.members)
+	m, _, err := round.Open(e.Data, p.ids.job, p.ids.rosters.members)
 	return m, err
 }

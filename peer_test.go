@@ -197,7 +197,7 @@ func TestInterruptedPeerGoesOn(t *testing.T) {
 }
 
 // A checkpoint that does not hold what it says is refused, not trained on.
-func TestRecoverHeadRefuses(t *testing.T) {
+func TestRecoverRefuses(t *testing.T) {
 	for name, c := range map[string]struct {
 		spoil func(p *peer, meta map[string]string)
 		says  string
@@ -211,7 +211,7 @@ func TestRecoverHeadRefuses(t *testing.T) {
 			meta["record"] = string(b)
 		}, "does not hold the state of its record"},
 		"other parameters": {func(p *peer, meta map[string]string) {
-			check(t, p.db.Copy(p.checkpointKeys()[0], p.checkpointKeys()[1])) // of another length
+			check(t, p.db.Copy(p.checkpointKeys(headName)[0], p.checkpointKeys(headName)[1])) // of another length
 		}, "checkpoint"},
 		"no record": {func(p *peer, meta map[string]string) { delete(meta, "record") }, "the record in the checkpoint"},
 		"no job":    {func(p *peer, meta map[string]string) { delete(meta, "job") }, "of another job"},
@@ -219,27 +219,27 @@ func TestRecoverHeadRefuses(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			job := smallJob(2)
 			p, genesis := aPeer(t, job)
-			check(t, p.checkpoint(genesis)())
-			meta, err := p.db.Recover(checkpointName)
+			check(t, p.leaveHead(genesis))
+			meta, err := p.db.Recover(headName)
 			check(t, err)
 			meta = maps.Clone(meta)
 			c.spoil(p, meta)
-			check(t, p.db.Checkpoint(checkpointName, p.checkpointKeys(), meta))
-			_, err = p.recoverHead(genesis)
+			check(t, p.db.Checkpoint(headName, p.checkpointKeys(headName), meta))
+			_, err = p.recover()
 			refused(t, err, c.says)
 		})
 	}
 	t.Run("the last one is damaged", func(t *testing.T) {
 		p, genesis := aPeer(t, smallJob(2))
-		check(t, p.checkpoint(genesis)())
-		check(t, p.checkpoint(genesis)())
+		check(t, p.leaveHead(genesis))
+		check(t, p.leaveHead(genesis))
 		files, err := filepath.Glob(filepath.Join(p.dir, databaseDir, "*.ckpt"))
 		check(t, err)
 		for i := len(files) - 1; i >= 0; i-- {
 			check(t, os.Truncate(files[i], 100))
-			head, err := p.recoverHead(genesis)
+			found, err := p.recover()
 			switch {
-			case i > 0 && (err != nil || head.ID() != genesis.ID()):
+			case i > 0 && (err != nil || len(found) != 1 || found[0].record.ID() != genesis.ID()):
 				t.Errorf("the checkpoint before was not taken: %v", err)
 			case i == 0 && err == nil:
 				t.Error("started from genesis though there are checkpoints")
@@ -349,7 +349,11 @@ func TestSources(t *testing.T) {
 		{2, 4, []round.Peer{1, 2, 1}, []int{2, 0, 3}},
 		{4, 5, []round.Peer{4, 2, 1, 0}, []int{4, 2, 1, 0}},
 	} {
-		p := &peer{n: c.self, job: Job{Peers: c.peers}}
+		job := smallJob(3)
+		job.Peers = c.peers
+		_, rosters, err := loadJob(runOf(t, job))
+		check(t, err)
+		p := &peer{n: c.self, ids: identities{rosters: rosters}}
 		if got := p.sources(c.likely); !slices.Equal(got, c.want) {
 			t.Errorf("peer %d of %d, likely %v: %v, want %v", c.self, c.peers, c.likely, got, c.want)
 		}

@@ -10,6 +10,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"sync"
 
@@ -151,6 +152,8 @@ type rosters struct {
 	genesis *membership.Genesis
 	job     treehash.Hash
 
+	changed chan struct{} // holds a token when there may be a new one
+
 	mu    sync.Mutex
 	chain *membership.Chain
 	keys  map[treehash.Hash][]ed25519.PublicKey
@@ -175,7 +178,7 @@ func openRosters(run string) (*rosters, error) {
 
 func newRosters(run string, g *membership.Genesis) *rosters {
 	return &rosters{
-		run: run, genesis: g, job: g.ID(), chain: membership.NewChain(g),
+		run: run, genesis: g, job: g.ID(), changed: make(chan struct{}, 1), chain: membership.NewChain(g),
 		keys: map[treehash.Hash][]ed25519.PublicKey{}, read: map[string]bool{},
 	}
 }
@@ -234,6 +237,10 @@ func (r *rosters) addLocked(roster *membership.Roster) (bool, error) {
 		return false, err
 	}
 	r.keys[roster.Hash()] = roster.Keys()
+	select {
+	case r.changed <- struct{}{}:
+	default:
+	}
 	return r.chain.Len() > before, nil
 }
 
@@ -267,6 +274,18 @@ func (r *rosters) all() []*membership.Roster {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	return r.chain.All()
+}
+
+// training returns the roster that training starts under and those after it,
+// by ascending epoch.
+func (r *rosters) training() []*membership.Roster {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	start := r.chain.Start()
+	if start == nil {
+		return nil
+	}
+	return slices.DeleteFunc(r.chain.All(), func(x *membership.Roster) bool { return x.Epoch < start.Epoch })
 }
 
 // identities is who takes part in which job.

@@ -39,8 +39,12 @@ func sharesOf(members []membership.Member, minibatches int) shares {
 }
 
 // sharesAt returns the shares that are in force after a record.
-func (p *peer) sharesAt(round.Record) shares {
-	return equalShares(p.job.Peers, p.job.BatchesPerRound)
+func (p *peer) sharesAt(r round.Record) shares {
+	roster := p.ids.rosters.get(r.Roster)
+	if roster == nil {
+		return nil // the machine goes nowhere without the roster
+	}
+	return sharesOf(roster.Members, p.job.BatchesPerRound)
 }
 
 // dealt returns how many minibatches of the job's data a round deals out: to

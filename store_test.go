@@ -66,7 +66,7 @@ func genesisOf(t testing.TB, s *store, params []float32) round.Record {
 	t.Helper()
 	model, state, err := s.putState(tensor.Bytes(params), make([]byte, 4*s.state), 0)
 	check(t, err)
-	return round.Genesis(treehash.Hash{1}, model, state)
+	return round.Genesis(treehash.Hash{1}, treehash.Hash{2}, model, state)
 }
 
 // floatsOf copies what the store serves by this hash.

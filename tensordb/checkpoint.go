@@ -92,6 +92,41 @@ func (db *DB) Checkpoint(name string, keys []string, meta map[string]string) err
 	return nil
 }
 
+// Checkpoints returns the names of which there are checkpoints on disk, valid
+// or not, in ascending order.
+func (db *DB) Checkpoints() ([]string, error) {
+	files, err := os.ReadDir(db.config.Dir)
+	if err != nil {
+		return nil, fmt.Errorf("listing checkpoints: %w", err)
+	}
+	var names []string
+	for _, f := range files {
+		stem, ok := strings.CutSuffix(f.Name(), checkpointSuffix)
+		if i := len(stem) - 17; ok && i > 0 && stem[i] == '-' {
+			names = append(names, stem[:i])
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// RemoveCheckpoint removes all checkpoints of a name.
+func (db *DB) RemoveCheckpoint(name string) error {
+	if err := db.checkCheckpoint(name); err != nil {
+		return err
+	}
+	db.checkpointMu.Lock()
+	defer db.checkpointMu.Unlock()
+	found, err := listCheckpoints(db.config.Dir, name)
+	for _, f := range found {
+		err = errors.Join(err, os.Remove(f.path))
+	}
+	if err != nil {
+		return fmt.Errorf("removing checkpoint %q: %w", name, err)
+	}
+	return nil
+}
+
 // Recover loads the newest valid checkpoint of this name, replacing the tensors
 // it holds at one moment, and returns its metadata. Invalid ones are passed
 // over with a warning in the log. ErrNoCheckpoint: there is none; if there are

@@ -55,14 +55,30 @@ func relate(n *node, c *Checkpoint) relation {
 	return apart
 }
 
+// Links returns the checkpoints below the head down to the last final one,
+// highest first: what Config.Links wants where the head is restored.
+func (m *Machine) Links() []Checkpoint {
+	var links []Checkpoint
+	for l := m.head.links; l != nil && l.Height >= m.final_.Height; l = l.prev {
+		if l.ID != m.head.id {
+			links = append(links, l.Checkpoint)
+		}
+	}
+	return links
+}
+
 // restore sets what a restored record knows of the checkpoints below it.
 func (n *node) restore(below []Checkpoint) {
 	var prev *link
 	for i := len(below) - 1; i >= 0; i-- {
 		prev = &link{Checkpoint: below[i], prev: prev, low: below[len(below)-1].Height}
 	}
-	if prev != nil && prev.Height < n.links.Height {
+	switch {
+	case prev == nil || prev.Height >= n.rec.Height:
+	case n.links.ID == n.id:
 		n.links.prev, n.links.low = prev, prev.low
+	default:
+		n.links = prev
 	}
 }
 
@@ -75,11 +91,7 @@ func (m *Machine) boundary(r *Record) bool {
 func (m *Machine) checkpoint() {
 	n := m.head
 	if m.boundary(&n.rec) && n.rec.Height > m.voted.Height && m.taking {
-		var links []Checkpoint
-		for l := n.links.prev; l != nil && l.Height >= m.final_.Height; l = l.prev {
-			links = append(links, l.Checkpoint)
-		}
-		m.emit(WriteCheckpoint{Record: n.rec, ID: n.id, Links: links})
+		m.emit(WriteCheckpoint{Record: n.rec, ID: n.id, Links: m.Links()})
 	}
 }
 
@@ -152,7 +164,7 @@ func (m *Machine) votePersisted(target Hash) {
 func (m *Machine) castVote() {
 	msg := Message{From: m.cfg.Self, Slot: m.voted.Height, Parent: m.votedID, Roster: m.voted.Roster, Body: Vote{Target: m.voted}}
 	m.emit(Send{msg})
-	m.countVote(m.cfg.Self, &msg, &m.voted, Hash{})
+	m.countVote(m.cfg.Self, &msg, &m.voted, ID(m.genesis.rec.Parent, msg))
 }
 
 func (m *Machine) receivedVote(p Peer, msg *Message, t *Record, id Hash) {

@@ -337,10 +337,27 @@ func (m *Machine) choose() *node {
 		// has that state any more: take the best of what there is.
 		n = m.end(own, 1)
 	}
-	if n == nil {
+	if n == nil || m.uncontested(n) {
 		n = m.head
 	}
 	return n
+}
+
+// uncontested reports whether the head descends from n and nobody signed for
+// another branch in between: then there is no reason to step back, as after a
+// restart, when the others have not been heard of yet.
+func (m *Machine) uncontested(n *node) bool {
+	if !m.head.descends(n) {
+		return false
+	}
+	for a := m.head; a != n; a = a.parent {
+		for _, c := range a.parent.children {
+			if c != a && c.stamp == m.tree.choices {
+				return false
+			}
+		}
+	}
+	return true
 }
 
 // strays reports whether n does not follow the justified checkpoint, or is not
