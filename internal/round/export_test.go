@@ -3,7 +3,7 @@ package round
 // Mutants lists safety rules that can be switched off in tests.
 func Mutants() []string {
 	return []string{"threshold", "watermark", "persist", "believe", "unheld", "repeat", "forget",
-		"quorum", "vote alone", "vote twice", "forget votes", "blind fork", "keep guilty", "vote at once"}
+		"quorum", "vote twice", "forget votes", "blind fork", "keep guilty", "vote at once"}
 }
 
 // NewMutant returns a constructor of machines without the named rule.
@@ -30,8 +30,6 @@ func NewMutant(name string) func(Config) (*Machine, error) {
 			m.mutant.holdAll = true
 		case "quorum":
 			m.mutant.lowQuorum = 1
-		case "vote alone":
-			m.mutant.voteAlone, m.mutant.lowQuorum = true, 0
 		case "vote twice":
 			m.mutant.voteTwice = true
 		case "forget votes":

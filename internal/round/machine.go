@@ -134,7 +134,6 @@ type mutant struct {
 	noPersist       bool // sign before the watermark is on disk
 	holdAll         bool // forget nothing
 	lowQuorum       int  // subtracted from the votes that justify
-	voteAlone       bool // vote where no quorum stands
 	voteTwice       bool // vote without looking at earlier votes
 	forgetVotes     bool // vote before the vote is on disk, and forget it in a restart
 	blindFork       bool // fork choice without looking at what is justified

@@ -28,7 +28,7 @@ func TestMutantsAreKilled(t *testing.T) {
 					cfg.Liars, cfg.Crashes, cfg.Partitions, cfg.Pauses = []int{0}, 0, 0, 0
 				case "believe":
 					cfg.Liars, cfg.Lies = []int{0, 1}, sim.Forge
-				case "quorum", "vote alone", "vote twice", "forget votes", "blind fork", "vote at once":
+				case "quorum", "vote twice", "forget votes", "blind fork", "vote at once":
 					cfg.Liars, cfg.Lies, cfg.Bridge = []int{0}, sim.TwoFaced, true
 					cfg.Split, cfg.CheckpointEvery, cfg.Chaos = true, 2, 6*time.Second
 					cfg.Loss, cfg.PowerCuts, cfg.CrashWrites = 0, r.IntN(2), .05

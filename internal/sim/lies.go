@@ -69,6 +69,9 @@ func (w *world) lie(p *peer, msg round.Message) {
 			mine = append(mine, l)
 		}
 	}
+	if _, record := msg.Body.(round.SignedRecord); record && p.forged == msg.Slot {
+		return // the forged one stands
+	}
 	if len(mine) == 0 || w.rng.IntN(3) == 0 {
 		w.all(p, msg)
 		return
@@ -107,22 +110,17 @@ func (w *world) lie(p *peer, msg round.Message) {
 			}
 		}
 		return
-	case Forge: // a record with a model of one's own, the same of all liars
+	case Forge:
+		// A record with a model of one's own, the same of all liars, ahead of
+		// everyone else's: and no other one for that slot.
 		parent, ok := w.records[msg.Parent]
-		own, record := msg.Body.(round.SignedRecord)
-		if ok && record {
+		_, ballot := msg.Body.(round.Ballot)
+		if ok && ballot {
 			w.lied(l)
-			r := round.Record{Slot: msg.Slot, Height: parent.Height + 1, Parent: msg.Parent,
-				Model: hash("lie", msg.Slot, msg.Parent), State: hash("lie"),
-				Position: parent.Position + w.minibatches(parent.Roster), Roster: parent.Roster, Justified: parent.Justified, Expelled: parent.Expelled}
-			for _, q := range w.roster(parent.Roster).Members {
-				if !slices.Contains(r.Expelled, q) {
-					r.Set = append(r.Set, round.Entry{Peer: q, Gradient: hash("gradient", q, parent.Model, r.Height)})
-				}
-			}
-			r.FUsed = uint16(min(w.roster(parent.Roster).F, (len(r.Set)-1)/2))
-			own.Record = r
-			msg.Body = own
+			p.forged = msg.Slot
+			m := msg
+			m.Body = round.SignedRecord{Record: w.forge(msg.Slot, &parent), Counter: 1<<30 + msg.Slot}
+			w.all(p, m)
 		}
 	case Flood:
 		w.lied(l)
@@ -171,6 +169,21 @@ func (w *world) lie(p *peer, msg round.Message) {
 		}
 	}
 	w.all(p, msg)
+}
+
+// forge makes a record that does not follow from its parent.
+func (w *world) forge(slot uint64, parent *round.Record) round.Record {
+	roster := w.roster(parent.Roster)
+	r := round.Record{Slot: slot, Height: parent.Height + 1, Parent: parent.ID(),
+		Model: hash("lie", slot, parent.Model), State: hash("lie"),
+		Position: parent.Position + roster.Minibatches, Roster: parent.Roster, Justified: parent.Justified, Expelled: parent.Expelled}
+	for _, q := range roster.Members {
+		if !slices.Contains(r.Expelled, q) {
+			r.Set = append(r.Set, round.Entry{Peer: q, Gradient: hash("gradient", q, parent.Model, r.Height)})
+		}
+	}
+	r.FUsed = uint16(min(roster.F, (len(r.Set)-1)/2))
+	return r
 }
 
 // copycat has a liar vote for and sign what it sees others vote for and sign.

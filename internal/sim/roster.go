@@ -39,8 +39,6 @@ func (w *world) roster(h round.Hash) *round.Roster {
 	return &w.rosters[0]
 }
 
-func (w *world) minibatches(roster round.Hash) uint64 { return w.roster(roster).Minibatches }
-
 // planRosters draws when members join and leave.
 func (w *world) planRosters() {
 	chaos := w.cfg.Chaos

@@ -163,7 +163,8 @@ type peer struct {
 	rosters []round.Roster // on disk too
 	left    bool
 	gated   map[int]bool
-	fooled  bool // followed liars while hardly anyone else was connected
+	forged  uint64 // slot that a liar forged a record for
+	fooled  bool   // followed liars while hardly anyone else was connected
 	final   round.Checkpoint
 
 	// In memory.
