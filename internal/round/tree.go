@@ -419,8 +419,13 @@ func (m *Machine) descend(n *node, need int) *node {
 		}
 		best.tried = m.tree.descent
 	}
-	if m.obtainable(n) {
+	switch {
+	case m.obtainable(n):
 		return n
+	case need != 1:
+		// Enough signed it, and nobody has its state any more: who has gone on
+		// from it has a later one.
+		return m.descend(n, 1)
 	}
 	return nil
 }
