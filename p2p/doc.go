@@ -29,6 +29,8 @@
 // member from withholding messages or from signing contradictory ones; the
 // layer above does.
 //
-// It is TCP, Noise and yamux of libp2p, without its host: no discovery, no
-// relay, no address translation. The wire formats are in docs/p2p.md.
+// [Discover] finds peers on the local network.
+//
+// It is TCP, Noise and yamux of libp2p, without its host: no relay, no address
+// translation. The wire formats are in docs/p2p.md.
 package p2p

@@ -227,8 +227,16 @@ func (g *group) heartbeatsCame() {
 	}
 }
 
+// helpers are what this binary does instead of testing when a test runs it
+// again.
+var helpers = map[string]func(){}
+
 // TestMain keeps libp2p's own log lines out of the tests' output.
 func TestMain(m *testing.M) {
+	if f := helpers[os.Getenv("SPIRT_P2P_HELPER")]; f != nil {
+		f()
+		return
+	}
 	LogLibrary(slog.DiscardHandler)
 	os.Exit(m.Run())
 }
