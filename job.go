@@ -68,9 +68,12 @@ type Job struct {
 	Seed uint64 `yaml:"seed"`
 	// Functions bounds each peer's function instances.
 	Functions Functions `yaml:"functions"`
-	// CheckpointEvery is the number of rounds between two checkpoints of a
-	// peer's database. Default 50.
+	// CheckpointEvery is the number of rounds between two checkpoints: a peer's
+	// state goes to disk, and the peers vote on what is final. Default 50.
 	CheckpointEvery int `yaml:"checkpoint_every"`
+	// PauseAfter stops a peer that is connected to less than a quorum so many
+	// rounds after the last final checkpoint. 0: it trains on, tentative.
+	PauseAfter int `yaml:"pause_after,omitempty"`
 }
 
 // Functions bounds the function instances of one peer.
@@ -190,8 +193,11 @@ func (j *Job) Resolve() error {
 		return fmt.Errorf("functions.timeout: %v is out of range: take 1s to 15m", t)
 	}
 	orInt(&j.CheckpointEvery, 50)
-	if j.CheckpointEvery < 1 {
-		return fmt.Errorf("checkpoint_every: %d is out of range: take 1 or more rounds", j.CheckpointEvery)
+	if j.CheckpointEvery < 1 || j.CheckpointEvery > 1<<20 {
+		return fmt.Errorf("checkpoint_every: %d is out of range: take 1 to %d rounds", j.CheckpointEvery, 1<<20)
+	}
+	if j.PauseAfter < 0 || j.PauseAfter > 0 && j.PauseAfter < 3*j.CheckpointEvery {
+		return fmt.Errorf("pause_after: %d is out of range: take 0 (never), or at least three checkpoints, %d rounds", j.PauseAfter, 3*j.CheckpointEvery)
 	}
 	return nil
 }

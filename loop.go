@@ -108,7 +108,7 @@ func (p *peer) openLoop() error {
 		Self:    round.Peer(p.n - 1),
 		Genesis: genesis, Rounds: uint64(p.job.Rounds), TargetAccuracy: uint32(math.Ceil(p.job.TargetAccuracy*1e4 - 1e-6)), // 0 stays 0
 		MaxGradientBytes: uint64(average), Watermark: slot, Counter: counter,
-		CheckpointEvery: p.ids.rosters.genesis.CheckpointEvery, Voted: p.vote.Target,
+		CheckpointEvery: p.ids.rosters.genesis.CheckpointEvery, Voted: p.vote.Target, PauseAfter: uint64(p.job.PauseAfter),
 	}
 	l.known = map[round.Hash]bool{}
 	for _, r := range p.ids.rosters.training() {

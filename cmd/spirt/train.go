@@ -79,6 +79,7 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	f.IntVar(&job.Cooldown, "cooldown", 0, "last rounds in which the learning rate falls to zero (default half of them; -1 for none)")
 	f.StringVar(&target, "target-accuracy", target, "stop at this validation accuracy, a fraction such as 0.97, or off")
 	f.StringVar(&job.Shards, "shards", job.Shards, "training samples of a peer: dealt anew in each epoch, or fixed, as with private data")
+	f.IntVar(&job.PauseAfter, "pause-after", job.PauseAfter, "wait, so many rounds after the last final checkpoint, until a quorum is connected (0: train on)")
 	f.StringVar(&job.Codec, "codec", job.Codec, "averages travel as float32, or as float16 in half the bytes")
 	f.Uint64Var(&job.Seed, "seed", job.Seed, "fixes the initial parameters and the order of the data")
 	f.StringVar(&cfg.Dir, "run", "", "run folder, which must not exist (default runs/<time>-<model>)")

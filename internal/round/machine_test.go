@@ -121,6 +121,45 @@ func TestLongRunStaysSmall(t *testing.T) {
 	}
 }
 
+// A peer that is to pause makes no records far from what is final while less
+// than a quorum is connected, and goes on when enough are.
+func TestPause(t *testing.T) {
+	m, err := New(Config{Rosters: roster(4), Genesis: genesis(), Rounds: 100, CheckpointEvery: 2, PauseAfter: 6})
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Step(0, Start{})
+	now, reported := time.Minute, 0
+	look := func(actions []Action) {
+		for _, a := range actions {
+			if r, ok := a.(Report); ok && r.Kind == Paused {
+				reported++
+			}
+		}
+	}
+	look(m.Step(now, Timer{})) // nobody came
+	for i := 0; i < 20 && m.phase != phaseObserve; i++ {
+		now += time.Minute
+		slot, head := m.slot, m.head
+		look(m.Step(now, GradientReady{Slot: slot, Parent: head.id, Gradient: h(head.id.String()), Bytes: 4}))
+		model := head.rec.Model
+		model[0]++
+		look(m.Step(now, Applied{Slot: slot, Parent: head.id, Set: m.set, Model: model, State: head.rec.State}))
+		look(m.Step(now, Timer{}))
+	}
+	if m.phase != phaseObserve || m.head.rec.Height != 6 || reported != 1 {
+		t.Fatalf("phase %d at height %d, reported %d times", m.phase, m.head.rec.Height, reported)
+	}
+	m.Step(now, Connected{1})
+	if m.phase != phaseObserve {
+		t.Error("it goes on with two of four")
+	}
+	m.Step(now, Connected{2})
+	if m.phase != phaseGather {
+		t.Errorf("with a quorum connected the phase is %d", m.phase)
+	}
+}
+
 func BenchmarkRound(b *testing.B) {
 	o := newOthers(b, 4)
 	messages := 0
