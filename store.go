@@ -2,13 +2,13 @@ package spirt
 
 import (
 	"fmt"
-	"math"
 	"slices"
 	"strconv"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/spirt-ml/spirt/internal/kernel"
 	"github.com/spirt-ml/spirt/internal/round"
 	"github.com/spirt-ml/spirt/internal/treehash"
 	"github.com/spirt-ml/spirt/optim"
@@ -130,30 +130,16 @@ func (s *store) checkAverage(data []byte) error {
 		}
 		return nil
 	}
-	// The bits of positive floats are in their order, and those of what is
-	// not finite above all others.
-	limit, i := math.Float32bits(maxCoordinate), 0
 	floats := tensor.Floats(data)
-	for ; i+4 <= len(floats); i += 4 {
-		f := floats[i : i+4 : i+4]
-		if max(math.Float32bits(f[0])&^signBit, math.Float32bits(f[1])&^signBit,
-			math.Float32bits(f[2])&^signBit, math.Float32bits(f[3])&^signBit) > limit {
-			break
-		}
+	switch i := kernel.FirstBeyond(floats, maxCoordinate); {
+	case i < 0:
+		return nil
+	case floats[i]-floats[i] != 0: // NaN or infinite
+		return fmt.Errorf("coordinate %d is not finite: %v", i, floats[i])
+	default:
+		return fmt.Errorf("coordinate %d is out of bounds: %v is beyond %v", i, floats[i], float32(maxCoordinate))
 	}
-	for ; i < len(floats); i++ {
-		switch v := floats[i]; {
-		case math.Float32bits(v)&^signBit <= limit:
-		case v-v != 0: // NaN or infinite
-			return fmt.Errorf("coordinate %d is not finite: %v", i, v)
-		default:
-			return fmt.Errorf("coordinate %d is out of bounds: %v is beyond %v", i, v, float32(maxCoordinate))
-		}
-	}
-	return nil
 }
-
-const signBit = 1 << 31
 
 // putAverage keeps a peer's average, whose hash was checked on arrival.
 func (s *store) putAverage(h treehash.Hash, draft *tensordb.Draft) error {

@@ -177,9 +177,14 @@ func Adam(dstP, dstM, dstV, p, m, v, g []float32, c AdamCoefficients) {
 }
 
 // FirstNonFinite returns the index of the first NaN or infinity of x, or -1.
-func FirstNonFinite(x []float32) int {
-	n := finitePrefixAsm(x)
-	if i := firstNonFiniteGo(x[n:]); i >= 0 {
+func FirstNonFinite(x []float32) int { return FirstBeyond(x, math.MaxFloat32) }
+
+// FirstBeyond returns the index of the first of x that is beyond -limit or
+// limit, or NaN; -1 if there is none. The limit is not negative.
+func FirstBeyond(x []float32, limit float32) int {
+	bits := math.Float32bits(limit)
+	n := boundedPrefixAsm(x, bits)
+	if i := firstBeyondGo(x[n:], bits); i >= 0 {
 		return n + i
 	}
 	return -1
@@ -246,10 +251,10 @@ func adamGo(dstP, dstM, dstV, p, m, v, g []float32, c *AdamCoefficients) {
 	}
 }
 
-func firstNonFiniteGo(x []float32) int {
-	const exponent = 0x7f800000
+func firstBeyondGo(x []float32, limit uint32) int {
+	const signBit = 1 << 31
 	for i, f := range x {
-		if math.Float32bits(f)&exponent == exponent {
+		if math.Float32bits(f)&^signBit > limit {
 			return i
 		}
 	}

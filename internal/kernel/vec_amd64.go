@@ -98,12 +98,12 @@ func adamAsm(dstP, dstM, dstV, p, m, v, g []float32, c *AdamCoefficients) int {
 	return n
 }
 
-func finitePrefixAsm(x []float32) int {
+func boundedPrefixAsm(x []float32, limit uint32) int {
 	n := whole(len(x))
 	if n == 0 {
 		return 0
 	}
-	return finitePrefixAVX2(first(x), n)
+	return boundedPrefixAVX2(first(x), n, limit)
 }
 
 func encodeHalfAsm(dst []uint16, x []float32) int {

@@ -568,38 +568,41 @@ stop:
 	VZEROUPPER
 	RET
 
-// func finitePrefixAVX2(x *float32, n int) int
+// func boundedPrefixAVX2(x *float32, n int, limit uint32) int
 // Requires: AVX, AVX2
-TEXT ·finitePrefixAVX2(SB), NOSPLIT, $0-24
+TEXT ·boundedPrefixAVX2(SB), NOSPLIT, $0-32
 	MOVQ         x+0(FP), AX
 	MOVQ         n+8(FP), CX
-	MOVL         $0x7f800000, DX
+	MOVL         limit+16(FP), DX
 	VMOVD        DX, X0
 	VPBROADCASTD X0, Y0
+	MOVL         $0x7fffffff, DX
+	VMOVD        DX, X1
+	VPBROADCASTD X1, Y1
 	XORQ         DX, DX
 
 block:
 	LEAQ     32(DX), BX
 	CMPQ     BX, CX
 	JG       stop
-	VPAND    (AX)(DX*4), Y0, Y1
-	VPCMPEQD Y0, Y1, Y1
-	VPAND    32(AX)(DX*4), Y0, Y2
-	VPCMPEQD Y0, Y2, Y2
-	VPOR     Y2, Y1, Y1
-	VPAND    64(AX)(DX*4), Y0, Y2
-	VPCMPEQD Y0, Y2, Y2
-	VPOR     Y2, Y1, Y1
-	VPAND    96(AX)(DX*4), Y0, Y2
-	VPCMPEQD Y0, Y2, Y2
-	VPOR     Y2, Y1, Y1
-	VPTEST   Y1, Y1
+	VPAND    (AX)(DX*4), Y1, Y2
+	VPCMPGTD Y0, Y2, Y2
+	VPAND    32(AX)(DX*4), Y1, Y3
+	VPCMPGTD Y0, Y3, Y3
+	VPOR     Y3, Y2, Y2
+	VPAND    64(AX)(DX*4), Y1, Y3
+	VPCMPGTD Y0, Y3, Y3
+	VPOR     Y3, Y2, Y2
+	VPAND    96(AX)(DX*4), Y1, Y3
+	VPCMPGTD Y0, Y3, Y3
+	VPOR     Y3, Y2, Y2
+	VPTEST   Y2, Y2
 	JNZ      stop
 	MOVQ     BX, DX
 	JMP      block
 
 stop:
-	MOVQ DX, ret+16(FP)
+	MOVQ DX, ret+24(FP)
 	VZEROUPPER
 	RET
 

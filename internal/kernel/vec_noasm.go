@@ -13,7 +13,7 @@ func add8Asm(dst []float32, s *[8][]float32) int             { return 0 }
 func encodeHalfAsm(dst []uint16, x []float32) int            { return 0 }
 func decodeHalfAsm(dst []float32, x []uint16) int            { return 0 }
 func sgdAsm(dst, p, g []float32, lr, wd float32) int         { return 0 }
-func finitePrefixAsm(x []float32) int                        { return 0 }
+func boundedPrefixAsm(x []float32, limit uint32) int         { return 0 }
 
 func addScaled8Asm(dst []float32, s *[8][]float32, weights *[8]float32) int { return 0 }
 

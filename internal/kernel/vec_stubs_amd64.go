@@ -59,10 +59,10 @@ func encodeHalfF16C(dst *uint16, x *float32, n int)
 //go:noescape
 func decodeHalfF16C(dst *float32, x *uint16, n int)
 
-// finitePrefixAVX2 returns how many floats, in whole blocks of 32, precede the first block that is not finite.
+// boundedPrefixAVX2 returns how many floats, in whole blocks of 32, precede the first block with one above the limit.
 //
 //go:noescape
-func finitePrefixAVX2(x *float32, n int) int
+func boundedPrefixAVX2(x *float32, n int, limit uint32) int
 
 // cpuid1 returns ECX of CPUID leaf 1.
 func cpuid1() uint32

@@ -191,6 +191,32 @@ func TestFirstNonFinite(t *testing.T) {
 	}
 }
 
+func TestFirstBeyond(t *testing.T) {
+	rng := newRand(t)
+	for range 500 {
+		x := make([]float32, rng.IntN(200))
+		limit := rng.Float32() * 10
+		want := -1
+		for i := range x {
+			x[i] = (rng.Float32()*2 - 1) * limit
+			switch rng.IntN(80) {
+			case 0:
+				x[i] = limit
+			case 1:
+				x[i] = -math.Nextafter32(limit, 20)
+			case 2:
+				x[i] = float32(math.NaN())
+			}
+			if beyond := !(x[i] >= -limit && x[i] <= limit); beyond && want < 0 {
+				want = i
+			}
+		}
+		if i := FirstBeyond(x, limit); i != want {
+			t.Fatalf("length %d, limit %v: %d, want %d", len(x), limit, i, want)
+		}
+	}
+}
+
 // TestVecMetamorphic checks relations that hold whatever the numbers are.
 func TestVecMetamorphic(t *testing.T) {
 	rng := newRand(t)

@@ -205,7 +205,7 @@ func main() {
 	})
 	done()
 
-	finitePrefix()
+	boundedPrefix()
 	features()
 
 	Generate()
@@ -229,19 +229,24 @@ func features() {
 	RET()
 }
 
-// finitePrefix writes a search that stops before the first block of 32 floats
-// with an exponent of all ones.
-func finitePrefix() {
-	TEXT("finitePrefixAVX2", NOSPLIT, "func(x *float32, n int) int")
+// boundedPrefix writes a search that stops before the first block of 32 floats
+// with one whose bits, without the sign, are above a limit: those of positive
+// floats are in their order, and those of what is not finite above all others.
+func boundedPrefix() {
+	TEXT("boundedPrefixAVX2", NOSPLIT, "func(x *float32, n int, limit uint32) int")
 	Pragma("noescape")
-	Doc("finitePrefixAVX2 returns how many floats, in whole blocks of 32, precede the first block that is not finite.")
+	Doc("boundedPrefixAVX2 returns how many floats, in whole blocks of 32, precede the first block with one above the limit.")
 	x, n := pointer("x"), Load(Param("n"), GP64())
-	exponent := YMM()
-	ones := GP32()
-	MOVL(U32(0x7f800000), ones)
-	low := XMM()
-	VMOVD(ones, low)
-	VPBROADCASTD(low, exponent)
+	limit, abs := YMM(), YMM()
+	broadcast := func(bits Op, dst reg.VecVirtual) {
+		low := XMM()
+		VMOVD(bits, low)
+		VPBROADCASTD(low, dst)
+	}
+	broadcast(Load(Param("limit"), GP32()), limit)
+	mask := GP32()
+	MOVL(U32(0x7fffffff), mask)
+	broadcast(mask, abs)
 	i := GP64()
 	XORQ(i, i)
 	Label("block")
@@ -252,8 +257,8 @@ func finitePrefix() {
 	found := YMM()
 	for j := range 4 {
 		y := YMM()
-		VPAND(Mem{Base: x, Index: i, Scale: 4, Disp: j * width}, exponent, y)
-		VPCMPEQD(exponent, y, y)
+		VPAND(Mem{Base: x, Index: i, Scale: 4, Disp: j * width}, abs, y)
+		VPCMPGTD(limit, y, y)
 		if j == 0 {
 			found = y
 		} else {
