@@ -122,6 +122,12 @@ type Limits struct {
 	// Fetch is how long a Fetch takes at most whose context has no deadline.
 	// Zero: 1 min.
 	Fetch time.Duration
+	// Neighbours is the number of members up to which all are connected to all.
+	// On larger rosters each is connected to some, and dials others when it
+	// fetches from them: Connected and Disconnected then say that a member is
+	// there, for all that others tell, and messages reach it through others. It
+	// must be the same for all members of a job. Zero: 24.
+	Neighbours int
 	// Rate is the number of messages that one member may sign in a second, for
 	// long, and Burst at once. What it sends beyond counts like messages that
 	// fail Check; what others pass on of it is dropped. The same rate holds for
@@ -145,9 +151,15 @@ func orDefault[T int | int64 | time.Duration](v *T, d T) {
 	}
 }
 
+const defaultNeighbours = 24
+
 // capacity is the number of members that connections and memory are provided
 // for: the roster may grow.
-func (l Limits) capacity(members int) int { return max(members, 24) }
+func (l Limits) capacity(members int) int {
+	n := l.Neighbours
+	orDefault(&n, defaultNeighbours)
+	return max(members, min(n, MaxMembers))
+}
 
 // withDefaults returns the limits in force for a roster of n members.
 func (l Limits) withDefaults(n int) (Limits, error) {
@@ -158,12 +170,13 @@ func (l Limits) withDefaults(n int) (Limits, error) {
 		{"MessageSize", int64(l.MessageSize)}, {"BodySize", l.BodySize}, {"KeptMessages", int64(l.KeptMessages)},
 		{"KeptBytes", int64(l.KeptBytes)}, {"Queue", int64(l.Queue)}, {"Events", int64(l.Events)},
 		{"BodyStreams", int64(l.BodyStreams)}, {"Serves", int64(l.Serves)}, {"Sources", int64(l.Sources)},
-		{"Rate", int64(l.Rate)}, {"Burst", int64(l.Burst)}, {"Chunk", int64(l.Chunk)}, {"Fetch", int64(l.Fetch)}, {"Bad", int64(l.Bad)}, {"Penalty", int64(l.Penalty)},
+		{"Neighbours", int64(l.Neighbours)}, {"Rate", int64(l.Rate)}, {"Burst", int64(l.Burst)}, {"Chunk", int64(l.Chunk)}, {"Fetch", int64(l.Fetch)}, {"Bad", int64(l.Bad)}, {"Penalty", int64(l.Penalty)},
 	} {
 		if f.v < 0 {
 			return l, fmt.Errorf("limit %s is negative (%d): leave it zero for the default", f.name, f.v)
 		}
 	}
+	orDefault(&l.Neighbours, defaultNeighbours)
 	if l.MessageSize > maxMessageSize {
 		return l, fmt.Errorf("limit MessageSize is %d: at most %d", l.MessageSize, maxMessageSize)
 	}

@@ -18,7 +18,7 @@ const (
 	dialMax  = 5 * time.Second
 )
 
-// dial keeps one member connected while it has addresses: it tries at once,
+// dial keeps one member connected while that is wanted and it has addresses: it tries at once,
 // then after a back-off that doubles, with jitter. New addresses and the loss
 // of a connection that lasted start the back-off again.
 func (h *Host) dial(ctx context.Context, m *member) {
@@ -28,8 +28,8 @@ func (h *Host) dial(ctx context.Context, m *member) {
 		if m.fresh {
 			backoff, m.fresh = 0, false
 		}
-		addrs, refused, expelled := m.addrs, time.Until(m.refused), m.expelled
-		idle := len(addrs) == 0 || expelled || h.hasSessionLocked(m) || h.closed
+		addrs, refused := m.addrs, time.Until(m.refused)
+		idle := len(addrs) == 0 || !h.wantsLocked(m) || h.hasSessionLocked(m) || h.closed
 		h.mu.Unlock()
 
 		wait := time.Duration(-1) // until poked

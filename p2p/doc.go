@@ -21,7 +21,9 @@
 //   - A body handed out by Fetch has the hash that was asked for.
 //   - A lost connection is reported at once, a silent one after eight
 //     heartbeat intervals; members whose addresses are known are dialled again
-//     until they answer.
+//     until they answer. On rosters of more than [Limits].Neighbours members
+//     each is connected to some only, and who is gone is noticed by all within
+//     some seconds.
 //   - Memory is bounded by [Limits], whatever members send.
 //
 // The package believes no member: a member that sends what no honest peer

@@ -347,11 +347,9 @@ func (f *fetch) chunk(i int) []byte {
 // work fetches chunks from one source until there is none to be given out. The
 // stream, if there is one, is for the caller to end.
 func (f *fetch) work(ctx context.Context, s *source) (network.Stream, error) {
-	f.h.mu.Lock()
-	sess := s.member.session()
-	f.h.mu.Unlock()
-	if sess == nil {
-		return nil, errors.New("it is not connected")
+	sess, err := f.h.sessionFor(ctx, s.member)
+	if err != nil {
+		return nil, err
 	}
 	stream, err := sess.conn.NewStream(ctx)
 	if err != nil {

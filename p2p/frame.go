@@ -20,6 +20,7 @@ const (
 	frameWant      = 5
 	frameBye       = 6
 	frameAgain     = 7
+	frameAges      = 8
 
 	frameHeader = 5 // length uint32, kind uint8
 	helloSize   = 32 + 8
@@ -54,6 +55,8 @@ func frameBound(kind byte, messageSize int) (int, error) {
 		return maxEntries * haveEntry, nil
 	case frameWant:
 		return maxEntries * wantEntry, nil
+	case frameAges:
+		return MaxIndex + 1, nil
 	case frameBye, frameAgain:
 		return 0, nil
 	}

@@ -42,6 +42,8 @@ type Host struct {
 	mu       sync.Mutex
 	closed   bool
 	roster   *roster
+	sparse   bool                      // not all members are neighbours
+	position int                       // of this peer among the roster's members
 	sessions map[network.Conn]*session // of every member's connection, up or not
 	guests   map[network.Conn]*guest   // strangers, and members that ask to join
 	kept     kept
@@ -61,7 +63,7 @@ func New(cfg Config) (*Host, error) {
 		return nil, fmt.Errorf("p2p: %w", err)
 	}
 	h := &Host{
-		cfg: cfg, start: time.Now(), hello: hello{job: cfg.Job},
+		cfg: cfg, start: time.Now().Add(-before), hello: hello{job: cfg.Job},
 		events:   newEventQueue(cfg.Limits.Events),
 		sessions: make(map[network.Conn]*session), guests: make(map[network.Conn]*guest),
 		gone: make(chan struct{}), stop: make(chan struct{}), links: make(chan struct{}, 1), later: make(chan struct{}, 1),
@@ -96,6 +98,7 @@ func New(cfg Config) (*Host, error) {
 	h.spawn(h.judge)
 	h.mu.Lock()
 	defer h.mu.Unlock()
+	h.meshLocked()
 	for _, m := range h.roster.members {
 		h.dialLocked(m)
 	}
@@ -125,7 +128,11 @@ func (h *Host) closeLocked(c network.Conn) {
 	}
 }
 
-// now is the time since the host started, on the monotonic clock.
+// before is more than the oldest age that neighbours gossip.
+const before = 2 * time.Hour
+
+// now is the time on the monotonic clock, from some moment well before the host
+// started.
 func (h *Host) now() time.Duration { return time.Since(h.start) }
 
 // ID returns this peer's own identity.
@@ -260,15 +267,17 @@ type Stats struct {
 	Silent                              uint64 // members disconnected because no heartbeat came
 	Refused                             uint64 // connections turned away
 	Banned                              uint64 // members refused for Penalty
+	Crowded                             uint64 // connections of members that are no neighbours, beyond twice Limits.Neighbours
 	Guests                              uint64 // requests to join that were answered
 	GuestsRefused                       uint64 // and those that were not, for their number or what they sent
 	KeptMessages, KeptBytes             int    // now
-	Connected                           int    // members, now
+	Connected                           int    // members that are there, now
+	Links                               int    // members with a connection to this peer, now
 }
 
 type counters struct {
 	messageIn, messageOut, heartbeatIn, heartbeatOut, flood, floodRelayed, paced, bodyIn, bodyOut, messagesIn, messagesOut, delivered, duplicates, stale, bad, notYet, notYetLost,
-	badBodies, malformed, oversize, slow, silent, refused, banned, guests, guestsRefused atomic.Uint64
+	badBodies, malformed, oversize, slow, silent, refused, banned, guests, guestsRefused, crowded atomic.Uint64
 }
 
 // Stats returns the counts so far.
@@ -283,14 +292,17 @@ func (h *Host) Stats() Stats {
 		Duplicates: c.duplicates.Load(), Stale: c.stale.Load(), Bad: c.bad.Load(), NotYet: c.notYet.Load(), NotYetLost: c.notYetLost.Load(), BadBodies: c.badBodies.Load(),
 		Malformed: c.malformed.Load(), Oversize: c.oversize.Load(), Slow: c.slow.Load(), Silent: c.silent.Load(),
 		Refused: c.refused.Load(), Banned: c.banned.Load(),
-		Guests: c.guests.Load(), GuestsRefused: c.guestsRefused.Load(),
+		Crowded: c.crowded.Load(), Guests: c.guests.Load(), GuestsRefused: c.guestsRefused.Load(),
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	s.KeptMessages, s.KeptBytes = h.kept.size()
 	for _, m := range h.roster.members {
-		if m.session() != nil {
+		if m.present {
 			s.Connected++
+		}
+		if m.session() != nil {
+			s.Links++
 		}
 	}
 	return s

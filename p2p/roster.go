@@ -26,9 +26,14 @@ type member struct {
 	// ----
 	sessions []*session // those that are up; messages go to the first
 	addrs    []ma.Multiaddr
-	fresh    bool   // addrs changed since the dialler looked
-	signed   bucket // messages
-	bad      int    // messages and chunks that failed their check
+	fresh    bool          // addrs changed since the dialler looked
+	up       chan struct{} // closed and replaced when a session comes up
+	near     bool          // a neighbour: a connection to it is kept
+	present  bool          // the application takes it to be there
+	heard    time.Duration // Host.now when anybody heard it last; zero: never
+	demand   time.Duration // until then a connection is wanted though it is not near
+	signed   bucket        // messages
+	bad      int           // messages and chunks that failed their check
 	refused  time.Time
 	expelled bool
 	why      string // it is refused until then, or for good
@@ -87,7 +92,7 @@ func newRoster(list []Member, own peer.ID, old *roster, serves int) (_ *roster, 
 		if m == nil || m.id != id {
 			m = &member{
 				index: x.Index, id: id, name: PeerID(id.String()),
-				wake: make(chan struct{}, 1), slots: make(chan struct{}, serves), leave: func() {},
+				wake: make(chan struct{}, 1), slots: make(chan struct{}, serves), leave: func() {}, up: make(chan struct{}),
 			}
 		}
 		r.at[x.Index], r.of[id] = m, m
@@ -136,7 +141,9 @@ func (h *Host) SetMembers(members []Member) error {
 		}
 		m.leave()
 		h.dropMemberLocked(m, why)
+		h.noticeLocked(m, why)
 	}
+	h.meshLocked()
 	for _, m := range next.members {
 		if !old.has(m) {
 			h.kept.join(m.index)
@@ -159,6 +166,7 @@ func (h *Host) Expel(index int, why string) error {
 	}
 	m.expelled, m.why = true, why
 	h.dropMemberLocked(m, why)
+	h.noticeLocked(m, why)
 	return nil
 }
 

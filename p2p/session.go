@@ -144,7 +144,8 @@ func (h *Host) dropLocked(s *session, why string) {
 		m.fresh = true // it worked: no back-off from earlier failures
 	}
 	if len(m.sessions) == 0 {
-		h.events.put(Disconnected{Member: m.index, Reason: why})
+		m.heard = max(m.heard, time.Duration(s.heard.Load()))
+		h.noticeLocked(m, why)
 		h.linksChanged()
 		m.poke()
 	}
@@ -212,6 +213,10 @@ func (h *Host) greet(ctx context.Context, s *session) (*bufio.Reader, error) {
 	if s.dropped || h.closed {
 		return nil, errClosed
 	}
+	if h.crowdedLocked(s) {
+		h.counts.crowded.Add(1)
+		return nil, errors.New("too many that are no neighbours are connected")
+	}
 	h.upLocked(s, theirs.run)
 	return r, nil
 }
@@ -229,7 +234,9 @@ func (h *Host) upLocked(s *session, run uint64) {
 		h.settleLocked(s, other)
 	} else {
 		m.sessions = append(m.sessions, s)
-		h.events.put(Connected{Member: m.index})
+		h.noticeLocked(m, "")
+		close(m.up)
+		m.up = make(chan struct{})
 		m.poke()
 	}
 	h.wg.Go(func() { h.write(s) })
@@ -276,7 +283,7 @@ func (h *Host) read(s *session, r io.Reader) error {
 			return readError(err)
 		}
 		s.heard.Store(int64(h.now()))
-		if kind == frameHeartbeat {
+		if kind == frameHeartbeat || kind == frameAges {
 			h.counts.heartbeatIn.Add(uint64(frameHeader + len(payload)))
 		} else {
 			h.counts.messageIn.Add(uint64(frameHeader + len(payload)))
@@ -298,6 +305,8 @@ func (h *Host) read(s *session, r io.Reader) error {
 			}
 		case frameHeartbeat:
 			h.heartbeat(s, payload)
+		case frameAges:
+			h.ages(payload)
 		case frameHave:
 			if haves, err = decodeHave(haves[:0], payload); err == nil {
 				h.lacking(s, haves)
@@ -397,7 +406,7 @@ func (h *Host) write(s *session) {
 		var err error
 		for i, f := range queue {
 			switch f.kind {
-			case frameHeartbeat:
+			case frameHeartbeat, frameAges:
 				h.counts.heartbeatOut.Add(uint64(frameHeader + len(f.data)))
 			case frameMessage:
 				h.counts.messagesOut.Add(1)
@@ -489,6 +498,7 @@ func (h *Host) beat() {
 				h.judgeLater()
 			}
 		}
+		h.watchLocked()
 		h.beatLocked()
 		h.mu.Unlock()
 	}
@@ -498,6 +508,10 @@ func (h *Host) beat() {
 func (h *Host) beatLocked() {
 	if h.closed {
 		return
+	}
+	var ages []byte
+	if h.sparse {
+		ages = h.agesLocked()
 	}
 	mine := newBitset(h.roster.highest)
 	mine.set(h.self.index)
@@ -509,6 +523,9 @@ func (h *Host) beatLocked() {
 	for _, s := range h.sessions {
 		if s.up {
 			h.enqueueLocked(s, outFrame{kind: frameHeartbeat, data: mine})
+			if h.sparse {
+				h.enqueueLocked(s, outFrame{kind: frameAges, data: ages})
+			}
 		}
 	}
 }

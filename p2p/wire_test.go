@@ -38,7 +38,7 @@ func FuzzFrame(f *testing.F) {
 				return
 			}
 			scratch = next
-			if bound, err := frameBound(kind, size); err != nil || len(payload) > bound || cap(scratch) > maxEntries*haveEntry {
+			if bound, err := frameBound(kind, size); err != nil || len(payload) > bound || cap(scratch) > MaxIndex+1 {
 				t.Fatalf("kind %d, %d bytes, bound %d, %v, scratch %d", kind, len(payload), bound, err, cap(scratch))
 			}
 			if again := appendFrame(nil, kind, payload); !bytes.Equal(again, b[len(b)-before:len(b)-r.Len()]) {
