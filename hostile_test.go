@@ -6,6 +6,7 @@ import (
 	"math"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"testing"
 
@@ -129,5 +130,69 @@ func TestReportsAreBounded(t *testing.T) {
 	p.report(round.Report{Kind: round.SlotFailed, Text: "of its own"})
 	if written() == before {
 		t.Error("what is not another's doing is not in the log any more")
+	}
+}
+
+// A member that tells some one thing and others another is expelled within
+// one round, by name and with the proof, and the run is none the worse.
+func TestEquivocatorIsExpelled(t *testing.T) {
+	job := Job{Peers: 4, Model: "logistic", Rounds: 120, CheckpointEvery: 20}
+	dir := runOf(t, job)
+	liar, err := openPeer(PeerConfig{Run: dir, Peer: 4, Executable: os.Args[0]})
+	check(t, err)
+	defer func() { check(t, liar.close()) }()
+	ended := make(chan error, 3)
+	for n := 1; n <= 3; n++ {
+		go func() { ended <- RunPeer(t.Context(), PeerConfig{Run: dir, Peer: n, Executable: os.Args[0]}) }()
+	}
+	for connected := 0; connected < 3; {
+		switch (<-liar.host.Events()).(type) {
+		case p2p.Connected:
+			connected++
+		case p2p.Disconnected:
+			connected--
+		}
+	}
+	for _, g := range []string{"one thing", "another"} {
+		check(t, liar.broadcast(round.Message{
+			From: 3, Slot: 1, Parent: liar.loop.head.ID(), Roster: liar.loop.head.Roster,
+			Body: round.Announce{Gradient: treehash.Sum([]byte(g)), Bytes: 4, BaseModel: liar.loop.head.Model},
+		}))
+	}
+	go func() { // what is said to it is read, until it is closed
+		for range liar.host.Events() {
+		}
+	}()
+	for range 3 {
+		check(t, <-ended)
+	}
+	events, models := eventsOf(t, dir), map[string]bool{}
+	for n := 1; n <= 3; n++ {
+		expelled, last := false, Event{}
+		for _, e := range events {
+			if e.Event == "peer" && e.By == n && e.Peer == 4 && e.State == "expelled" {
+				expelled = true
+			}
+			if e.Event == "round" && e.Peer == n {
+				last = e
+				if slices.Contains(e.Members, 4) {
+					t.Errorf("round %d of peer %d contains the liar", e.Round, n)
+				}
+				if e.Round > 1 && !expelled {
+					t.Errorf("peer %d is in round %d and has not expelled the liar", n, e.Round)
+				}
+			}
+		}
+		if last.Round != 120 || len(last.Members) != 3 {
+			t.Errorf("peer %d ended at round %d with %v", n, last.Round, last.Members)
+		}
+		models[last.Model] = true
+	}
+	if len(models) != 1 {
+		t.Errorf("the models differ: %v", models)
+	}
+	final := slices.ContainsFunc(events, func(e Event) bool { return e.Event == "final" && e.Round >= 20 })
+	if !final {
+		t.Error("nothing became final among the three others")
 	}
 }
