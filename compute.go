@@ -89,7 +89,7 @@ func (c *computer) deal(parent round.Record, members shares) (minibatches int, r
 	case c.private && !own.private:
 		return 0, nil, errors.New("this peer was started with data of its own, but the roster deals it samples of the job: start it without --data, or have an admin sign a roster that says so")
 	}
-	order, first, lo := dataset.Order{Seed: c.job.Seed, Len: c.train}, position(parent)+before, 0
+	order, first, lo := dataset.Order{Seed: c.job.Seed, Len: c.train}, parent.Position+before, 0
 	if own.private || c.job.Shards == shardsFixed { // an order of its own over its own samples
 		hi := c.train
 		if !own.private {
@@ -110,12 +110,6 @@ func (c *computer) deal(parent round.Record, members shares) (minibatches int, r
 		}
 		return rows
 	}, nil
-}
-
-// position returns how many minibatches of the job's data were dealt out up to
-// a record: the next round goes on there.
-func position(parent round.Record) uint64 {
-	return parent.Position
 }
 
 // averaged is this peer's contribution to a slot.
