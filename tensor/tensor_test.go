@@ -70,7 +70,7 @@ func TestFloatsAndBytesAlias(t *testing.T) {
 					t.Error("Halves accepts bytes that are not halves")
 				}
 			}()
-			Halves(make([]byte, 5))
+			Halves(bad)
 		}()
 	}
 	if h := Halves(b[:6]); len(h) != 3 || h[0] != 0 || h[1] != 0x3f80 {
