@@ -59,6 +59,8 @@ type Job struct {
 	// default: every epoch is shuffled as a whole and dealt out to all peers
 	// anew, so that all samples stay in use when a peer is gone. "fixed": each
 	// peer keeps one part, as with private data; with the peer goes its part.
+	// The parts are as the peers' minibatches a round, and are cut anew where a
+	// roster changes those. Peers with data of their own have no part in either.
 	Shards string `yaml:"shards"`
 	// Codec is how averages travel between the peers: "float32" (the default)
 	// as they are, or "float16" rounded to half the bytes. All peers train on
