@@ -431,7 +431,7 @@ func hanging(t *testing.T, p *peer, concurrency int) net.Listener {
 	t.Cleanup(func() { invoked.Close() })
 	platform, err := function.New(function.Config{
 		Name: "hanging", Command: []string{os.Args[0]}, Env: []string{hangVariable + "=" + invoked.Addr().String()},
-		Concurrency: concurrency, MemoryMB: 256, Timeout: time.Minute, Retries: -1,
+		Concurrency: concurrency, MemoryMB: 256, Timeout: time.Minute, Retries: -1, Isolation: function.Isolation{Off: true},
 	})
 	check(t, err)
 	t.Cleanup(func() { platform.Close() })

@@ -3,6 +3,7 @@ package spirt
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -170,17 +171,9 @@ func (p *peer) openDatabase() (socket, token string, err error) {
 		return "", "", err
 	}
 
-	socket = filepath.Join(p.dir, socketFile)
-	if abs, err := filepath.Abs(socket); err == nil {
-		socket = abs
-	}
-	if len(socket) > tensordb.MaxSocketPath {
-		dir, err := os.MkdirTemp("", "spirt-")
-		if err != nil {
-			return "", "", err
-		}
-		p.onClose(func() error { return os.RemoveAll(dir) })
-		socket = filepath.Join(dir, socketFile)
+	socket, err = p.socketPath()
+	if err != nil {
+		return "", "", err
 	}
 	listener, err := tensordb.ListenUnix(socket)
 	if err != nil {
@@ -197,6 +190,33 @@ func (p *peer) openDatabase() (socket, token string, err error) {
 	go func() { serving <- p.server.Serve(listener) }() // ends with the server's Close
 	p.onClose(func() error { return errors.Join(p.server.Close(), <-serving) })
 	return socket, token, nil
+}
+
+// socketPath returns where the database listens: in the peer's folder, or in
+// one of its own where that path is too long, or where functions have users of
+// their own, who may not find their way into a run folder.
+func (p *peer) socketPath() (string, error) {
+	dir, err := filepath.Abs(p.dir)
+	if err != nil {
+		return "", fmt.Errorf("finding the peer's folder: %w", err)
+	}
+	socket := filepath.Join(dir, socketFile)
+	if os.Geteuid() != 0 && len(socket) <= tensordb.MaxSocketPath {
+		return socket, nil
+	}
+	name := sha256.Sum256([]byte(dir))
+	folder := fmt.Sprintf("/run/spirt-%x", name[:8]) // found again after a crash
+	if os.Geteuid() == 0 {
+		if err := os.Mkdir(folder, 0o700); err == nil || errors.Is(err, os.ErrExist) {
+			p.onClose(func() error { return os.RemoveAll(folder) })
+			return filepath.Join(folder, socketFile), nil
+		}
+	}
+	if folder, err = os.MkdirTemp("", "spirt-"); err != nil {
+		return "", fmt.Errorf("making a folder for the database's socket: %w", err)
+	}
+	p.onClose(func() error { return os.RemoveAll(folder) })
+	return filepath.Join(folder, socketFile), nil
 }
 
 // databaseMemory bounds the database in bytes, well above what a run takes:
@@ -219,7 +239,7 @@ func (p *peer) openFunctions(socket, token string) error {
 	p.platform, err = function.New(function.Config{
 		Name: "gradient", Command: []string{p.cfg.Executable, "function"}, Env: []string{"SPIRT_DB_TOKEN=" + token},
 		Concurrency: f.Concurrency, MemoryMB: f.MemoryMB, Timeout: f.Timeout, IdleTimeout: 5 * time.Minute, Retries: 3,
-		Logger: p.log, OnInvocation: p.meter,
+		Isolation: function.Isolation{Sockets: []string{socket}}, Logger: p.log, OnInvocation: p.meter,
 	})
 	if err != nil {
 		return err

@@ -16,8 +16,8 @@
 //     it has done all its work: what it writes has to be idempotent.
 //   - Every attempt is metered, those that fail too, and those whose caller has left.
 //
-// Limits: payloads and results of 6 MB, as on Lambda; no response streaming, no extensions, no X-Ray. Instances run
-// as the user of the peer: other users are not kept from them nor they from that user's files. The memory limit is kept
+// Limits: payloads and results of 6 MB, as on Lambda; no response streaming, no extensions, no X-Ray. On Linux instances
+// are kept from the files, memory and connections of others ([Isolation]); elsewhere they are not. The memory limit is kept
 // by cgroup v2 where this process may create groups, else on Linux by watching resident memory; elsewhere it is not kept.
 package function
 
@@ -65,6 +65,7 @@ type Config struct {
 	Retries     int           // attempts after the first; 0: 2, negative: none
 	RetryBase   time.Duration // longest first back-off, doubled for each further one; 0: 50 ms
 	RetryMax    time.Duration // longest back-off; 0: 2 seconds
+	Isolation   Isolation     // what instances may touch; zero: as little as they can live with
 	Logger      *slog.Logger  // receives what instances print, and their starts and ends; nil: nothing is logged
 
 	// OnInvocation is called once for each attempt, when it has ended, from several goroutines at once; it must not
@@ -160,11 +161,10 @@ type Platform struct {
 	log    *slog.Logger
 	memory *memoryGroups
 
-	closing chan struct{}  // closed when Close begins
-	spawns  chan func()    // work for the thread that starts processes
-	owned   sync.WaitGroup // instances and invocations that nobody waits for; added to under mu while not closed
-	spawner sync.WaitGroup
-	once    sync.Once // of Close
+	closing  chan struct{}  // closed when Close begins
+	isolator *isolator      // nil: instances may do what this process's user may
+	owned    sync.WaitGroup // instances and invocations that nobody waits for; added to under mu while not closed
+	once     sync.Once      // of Close
 
 	mu        sync.Mutex // guards what follows and the fields of instances that say so
 	closed    bool
@@ -189,28 +189,28 @@ func New(c Config) (*Platform, error) {
 		cfg:     c,
 		log:     c.Logger.With("function", c.Name),
 		closing: make(chan struct{}),
-		spawns:  make(chan func()),
 		all:     make(map[*instance]struct{}),
 	}
+	if !c.Isolation.Off {
+		var err error
+		if p.isolator, err = newIsolator(c); err != nil && !errors.Is(err, errNotIsolated) {
+			return nil, fmt.Errorf("function %q: %w", c.Name, err)
+		}
+		if err != nil {
+			p.log.Warn("functions are not isolated: they can read what this user can, keys too; run only functions that you trust", "reason", err)
+		}
+		p.log.Debug("functions are isolated", "by", p.Isolation())
+	}
 	p.memory = newMemoryGroups(c.MemoryMB, p.log)
-	p.spawner.Go(p.spawn)
 	return p, nil
 }
 
-// spawn starts all processes of the platform, on one thread that lives as long as the platform: on Linux the kernel
-// kills a child when the thread that started it ends, not when the process does.
-func (p *Platform) spawn() {
-	runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
-	for f := range p.spawns {
-		f()
+// Isolation says what keeps instances from what is not theirs: "users of their own", "Landlock 7", both, or "none".
+func (p *Platform) Isolation() string {
+	if p.isolator == nil {
+		return "none"
 	}
-}
-
-// onSpawner runs f on the spawning thread and waits for it. Only instances call it, and Close outlives them.
-func (p *Platform) onSpawner(f func()) {
-	done := make(chan struct{})
-	p.spawns <- func() { f(); close(done) }
-	<-done
+	return p.isolator.String()
 }
 
 // Close kills every instance with its process group, ends the invocations that run or wait with ErrClosed, and returns
@@ -230,9 +230,10 @@ func (p *Platform) Close() error {
 			w.grant <- grant{err: ErrClosed}
 		}
 		p.owned.Wait()
-		close(p.spawns)
-		p.spawner.Wait()
 		p.memory.close()
+		if p.isolator != nil {
+			p.isolator.close()
+		}
 	})
 	return nil
 }

@@ -238,7 +238,7 @@ func TestBusyAfterAnswer(t *testing.T) {
 }
 
 func TestCrash(t *testing.T) {
-	p := platform(t, Config{Retries: 2})
+	p := platform(t, Config{Retries: 2, Isolation: Isolation{Off: true}}) // one of them makes a file
 	_, inv, err := p.Invoke(t.Context(), event(t, order{Do: "crash", Value: "no luck"}))
 	var failed *FunctionError
 	if !errors.As(err, &failed) || failed.Type != TypeExit {
@@ -301,7 +301,7 @@ func TestInitFailure(t *testing.T) {
 		})
 	}
 	t.Run("flaky", func(t *testing.T) {
-		p := platform(t, Config{Env: []string{"SPIRT_TEST_INIT=flaky", "SPIRT_TEST_FILE=" + filepath.Join(t.TempDir(), "started")}})
+		p := platform(t, Config{Isolation: Isolation{Off: true}, Env: []string{"SPIRT_TEST_INIT=flaky", "SPIRT_TEST_FILE=" + filepath.Join(t.TempDir(), "started")}})
 		if _, inv, err := p.Invoke(t.Context(), event(t, order{Do: "echo"})); err != nil || inv.Attempt != 2 {
 			t.Errorf("%+v, %v", inv, err)
 		}

@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/http"
 	"os/exec"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -41,6 +42,7 @@ type instance struct {
 	p       *Platform
 	cmd     *exec.Cmd
 	group   *processGroup
+	cell    *cell // nil: not isolated
 	out     *output
 	server  *http.Server
 	serving sync.WaitGroup // requests of the Runtime API
@@ -105,8 +107,10 @@ func (in *instance) live() {
 		MaxHeaderBytes:    2 << 20, // aws-lambda-go reports causes of up to 1 MiB in a header
 		ErrorLog:          slog.NewLogLogger(p.log.Handler(), slog.LevelDebug),
 	}
-	in.serving.Go(func() { in.server.Serve(listener) }) // ends with ErrServerClosed
+	few := &fewConns{Listener: listener, refused: func() { p.count(func(s *Stats) { s.Refused++ }) }}
+	in.serving.Go(func() { in.server.Serve(few) }) // ends with ErrServerClosed
 	err = in.spawn(listener.Addr().String())
+	defer in.cell.close()
 	if err == nil {
 		in.serving.Go(in.watchMemory)
 		err = in.group.wait(in.cmd)
@@ -123,7 +127,7 @@ func (in *instance) live() {
 	in.end(err)
 }
 
-// spawn starts the process on the platform's thread for that.
+// spawn starts the process.
 func (in *instance) spawn(address string) (err error) {
 	defer close(in.spawned)
 	p := in.p
@@ -139,7 +143,12 @@ func (in *instance) spawn(address string) (err error) {
 	in.cmd.Stdout = in.out.w
 	in.cmd.Stderr = in.out.w
 	in.group = newProcessGroup(in.cmd, p.memory.add())
-	p.onSpawner(func() { err = in.cmd.Start() })
+	if p.isolator != nil {
+		in.cell, err = p.isolator.prepare(in.cmd, in.out, address)
+	}
+	if err == nil {
+		err = in.startOnThread()
+	}
 	if err == nil {
 		pid = in.cmd.Process.Pid
 	}
@@ -170,6 +179,29 @@ func (in *instance) spawn(address string) (err error) {
 	p.event("start", in.pid)
 	p.log.Debug("instance started", "pid", in.pid)
 	return nil
+}
+
+// startOnThread starts the process on a thread of its own, which lives as long as the process: on Linux the kernel kills
+// a child when the thread that started it ends, not when the process does, and the thread takes on the limits of its child.
+func (in *instance) startOnThread() error {
+	started := make(chan error, 1)
+	var start func()
+	start = func() { // ends with the process
+		runtime.LockOSThread() // never unlocked: the thread ends with this goroutine
+		if isMainThread() {    // which does not end, and stands for the whole process to the kernel
+			in.serving.Go(start)
+			<-in.spawned
+			runtime.UnlockOSThread()
+			return
+		}
+		err := in.cell.start(in.cmd)
+		started <- err
+		if err == nil {
+			<-in.gone
+		}
+	}
+	in.serving.Go(start)
+	return <-started
 }
 
 // end accounts for an instance whose process is gone, or never was, for the given reason.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"sync/atomic"
+	"syscall"
 	"testing"
 	"time"
 
@@ -130,6 +132,8 @@ func instanceMain() {
 			hang()
 		case "big":
 			a.Value = strings.Repeat("x", o.Size)
+		case "try":
+			a.Value = try(strings.Split(o.Value, "\n"))
 		case "fail":
 			return a, messages.InvokeResponse_Error{Type: o.Value, Message: "it went wrong"}
 		case "panic":
@@ -137,6 +141,43 @@ func instanceMain() {
 		}
 		return a, nil
 	})
+}
+
+// try does what it is told and returns what succeeded.
+func try(deeds []string) string {
+	var done []string
+	for _, deed := range deeds {
+		verb, what, _ := strings.Cut(deed, " ")
+		var err error
+		switch verb {
+		case "read":
+			var f *os.File
+			if f, err = os.Open(what); err == nil {
+				_, err = f.Stat()
+				f.Close()
+			}
+		case "write":
+			err = os.WriteFile(what, []byte("x"), 0o600)
+		case "dial":
+			network, address, _ := strings.Cut(what, ":")
+			var c net.Conn
+			if c, err = net.DialTimeout(network, address, 5*time.Second); err == nil {
+				c.Close()
+			}
+		case "signal":
+			pid, _ := strconv.Atoi(what)
+			var p *os.Process
+			if p, err = os.FindProcess(pid); err == nil {
+				err = p.Signal(syscall.Signal(0)) // asks whether it may
+			}
+		default:
+			err = fmt.Errorf("no such deed")
+		}
+		if err == nil {
+			done = append(done, deed)
+		}
+	}
+	return strings.Join(done, "\n")
 }
 
 var hoard []byte
@@ -172,6 +213,7 @@ func platform(t testing.TB, c Config) *Platform {
 	if c.Command == nil {
 		c.Command = []string{Self()}
 	}
+	c.Isolation.Network = true // the tests have gates
 	if c.RetryBase == 0 {
 		c.RetryBase = time.Millisecond
 	}

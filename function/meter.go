@@ -44,6 +44,7 @@ type Stats struct {
 	MemoryKills  uint64 // of these, by the memory limit
 	Retries      uint64 // attempts that followed a failed one
 	Throttled    uint64 // calls of the Invoke API refused with status 429
+	Refused      uint64 // connections of instances to their Runtime API beyond the few they may have
 	Billed       time.Duration
 	GBSeconds    float64
 	PeakMemoryMB int // of any instance

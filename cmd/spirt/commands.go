@@ -78,12 +78,23 @@ func functionCommand(stderr io.Writer) *cobra.Command {
 					cfg.Env = append(cfg.Env, "SPIRT_DB_TOKEN="+t)
 				}
 			}
+			if cfg.Dir == "" && len(args) > 0 {
+				var err error
+				if cfg.Dir, err = os.Getwd(); err != nil {
+					return err
+				}
+			}
+			cfg.Isolation.Temp = true
 			cfg.Logger = slog.New(slog.NewTextHandler(stderr, nil))
 			return function.Serve(c.Context(), cfg, serve)
 		},
 	}
 	s.Flags().StringVar(&serve.Listen, "listen", "127.0.0.1:9001", "host:port to listen on")
 	s.Flags().BoolVar(&serve.Public, "public", false, "allow an address other than loopback: whoever reaches it can run the function")
+	s.Flags().BoolVar(&cfg.Isolation.Off, "no-isolation", false, "let the function do all that you may do: read your files, connect anywhere")
+	s.Flags().BoolVar(&cfg.Isolation.Network, "network", false, "let the function connect to other machines")
+	s.Flags().StringArrayVar(&cfg.Isolation.Read, "read", nil, "a file or folder that the function may read, beside the working folder and the system's (repeatable)")
+	s.Flags().StringArrayVar(&cfg.Isolation.Write, "write", nil, "a file or folder that the function may write to, beside its temporary folder (repeatable)")
 	s.Flags().StringVar(&cfg.Name, "name", cfg.Name, "name of the function")
 	s.Flags().IntVar(&cfg.Concurrency, "concurrency", cfg.Concurrency, "most instances at once")
 	s.Flags().IntVar(&cfg.MemoryMB, "memory", cfg.MemoryMB, "memory of an instance in MiB")

@@ -2,6 +2,7 @@ package gradient
 
 import (
 	"encoding/json"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"slices"
@@ -13,7 +14,9 @@ import (
 
 // build makes the small binary, without debug information, as it is shipped.
 func build(b *testing.B) string {
-	exe := filepath.Join(b.TempDir(), "spirt-function")
+	dir := b.TempDir()
+	check(b, os.Chmod(filepath.Dir(dir), 0o755)) // for the users of instances
+	exe := filepath.Join(dir, "spirt-function")
 	if out, err := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", exe, "github.com/spirt-ml/spirt/cmd/spirt-function").CombinedOutput(); err != nil {
 		b.Fatalf("%v: %s", err, out)
 	}
@@ -23,7 +26,8 @@ func build(b *testing.B) string {
 // measure invokes the shipped binary for the gradient of LeNet-5 on n samples.
 func measure(b *testing.B, n int, cold bool) {
 	p := newPeer(b, "lenet5")
-	config := function.Config{Name: "gradient", Command: []string{build(b)}, Env: []string{tokenVariable + "=" + secret}, Concurrency: 1, MemoryMB: 256}
+	config := function.Config{Name: "gradient", Command: []string{build(b)}, Env: []string{tokenVariable + "=" + secret}, Concurrency: 1, MemoryMB: 256,
+		Isolation: function.Isolation{Sockets: []string{p.socket}}}
 	var times, inits []time.Duration
 	peak := 0
 	invoke := func(platform *function.Platform) {

@@ -167,7 +167,7 @@ func TestKilledInstances(t *testing.T) {
 	strike := make(chan struct{}, 1000)
 	platform, err := function.New(function.Config{
 		Name: "gradient", Command: []string{function.Self()}, Env: []string{tokenVariable + "=" + secret},
-		Concurrency: concurrency, Retries: 100, RetryBase: time.Millisecond, RetryMax: 20 * time.Millisecond,
+		Isolation: function.Isolation{Sockets: []string{p.event.Database.Address}}, Concurrency: concurrency, Retries: 100, RetryBase: time.Millisecond, RetryMax: 20 * time.Millisecond,
 		OnInvocation: func(i function.Invocation) {
 			attempts.Add(1)
 			if i.Error == "" {
@@ -282,6 +282,7 @@ func TestFailedMinibatchIsNotCounted(t *testing.T) {
 	check(t, p.db.Accumulator(prefix+"gradient", len(p.params), 3, 3))
 	platform, err := function.New(function.Config{
 		Name: "gradient", Command: []string{function.Self()}, Env: []string{tokenVariable + "=" + secret}, Concurrency: 2,
+		Isolation: function.Isolation{Sockets: []string{p.socket}},
 	})
 	check(t, err)
 	defer platform.Close()
