@@ -131,8 +131,15 @@ type Timeouts struct {
 	// known before it can win a tie. 2 s.
 	Orphan time.Duration
 	// Linger is how long a peer that has finished waits for connected members
-	// that have not. 10 s.
+	// that have not, and for a quorum to be connected. 10 s.
 	Linger time.Duration
+	// Restart is Start for a peer that has a head already: those that are away
+	// may be so for long. 3 s.
+	Restart time.Duration
+	// Pace is how long a slot takes at least while less than a quorum is
+	// connected, where this peer has seen none with a quorum; else their
+	// median, at most GradientMin. 100 ms.
+	Pace time.Duration
 }
 
 // Event is what happened at or to this peer.

@@ -402,11 +402,16 @@ func (m *Machine) paused() bool {
 	if m.cfg.PauseAfter == 0 || m.head.rec.Height < m.final_.Height+m.cfg.PauseAfter {
 		return false
 	}
+	return !m.quorate()
+}
+
+// quorate reports whether a quorum is connected, this peer included.
+func (m *Machine) quorate() bool {
 	n := 1
 	for p := range m.peers {
 		if m.other(Peer(p)) && m.peers[p].connected {
 			n++
 		}
 	}
-	return n < Quorum(len(m.ros.Members))
+	return n >= Quorum(len(m.ros.Members))
 }

@@ -18,6 +18,9 @@ func (m *Machine) adopt(n *node, how How) {
 	m.enlist()
 	m.trim()
 	m.fails = 0
+	if how == Recomputed && m.quorate() {
+		m.paces.add(m.now - m.began)
+	}
 	m.emit(Adopt{Record: n.rec, ID: n.id, How: how, Reorganised: reorganised})
 	if reorganised {
 		m.report(Reorganisation, m.cfg.Self, n.id, fmt.Sprintf("the head moved from %s (height %d) to another branch", old.id.Short(), old.rec.Height))

@@ -116,6 +116,7 @@ type Machine struct {
 	startEnd  time.Duration
 
 	arrivals durations // of gradients, from the beginning of a slot
+	paces    durations // of slots with a quorum that gave a record
 	answers  durations // of ballots and records, from one's own
 
 	timer  time.Duration
@@ -229,7 +230,7 @@ func (c *Config) validate() error {
 	t := &c.Timeouts
 	for _, d := range []time.Duration{
 		t.Start, t.GradientMin, t.GradientMax, t.BallotMin, t.BallotMax,
-		t.Fetch, t.State, t.Retry, t.Orphan, t.Linger,
+		t.Fetch, t.State, t.Retry, t.Orphan, t.Linger, t.Restart, t.Pace,
 	} {
 		if d < 0 {
 			return fmt.Errorf("a timeout of %v is negative", d)
@@ -264,6 +265,8 @@ func (c *Config) setDefaults() {
 	def(&t.Retry, 5*time.Second)
 	def(&t.Orphan, 2*time.Second)
 	def(&t.Linger, 10*time.Second)
+	def(&t.Restart, 3*time.Second)
+	def(&t.Pace, 100*time.Millisecond)
 }
 
 // Head returns the head and its ID.
@@ -376,6 +379,9 @@ func (m *Machine) other(p Peer) bool { return m.inRange(p) && m.members[p] && p 
 
 func (m *Machine) start() {
 	m.startEnd = m.now + m.limits.Start
+	if m.head.rec.Height > 0 {
+		m.startEnd = m.now + m.limits.Restart
+	}
 	for p := range m.peers {
 		m.peers[p].waiting = m.other(Peer(p))
 	}
@@ -440,6 +446,9 @@ func (m *Machine) advance() bool {
 			return true
 		}
 		if m.announced && !m.waited(m.announceDone) {
+			if m.now < m.paceEnd() {
+				return false
+			}
 			m.castBallot()
 			return true
 		}

@@ -1,6 +1,7 @@
 package round
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -167,4 +168,39 @@ func BenchmarkRound(b *testing.B) {
 		messages += o.round()
 	}
 	b.ReportMetric(float64(messages)/b.Elapsed().Seconds(), "messages/s")
+}
+
+// Who has a head already waits less at the start: those that are away may be
+// so for long.
+func TestStartAgainWithoutOthers(t *testing.T) {
+	g := genesis()
+	head := Record{Height: 1, Slot: 1, Parent: g.ID(), Position: 4, Roster: g.Roster,
+		Set: []Entry{{0, h("g")}}, Model: h("m"), State: h("s")}
+	for name, test := range map[string]struct {
+		head Record
+		wait time.Duration
+	}{"from genesis": {Record{}, 15 * time.Second}, "from a head": {head, 3 * time.Second}} {
+		t.Run(name, func(t *testing.T) {
+			m, err := New(Config{Rosters: roster(4), Genesis: g, Rounds: 3, Head: test.head})
+			if err != nil {
+				t.Fatal(err)
+			}
+			m.Step(0, Start{})
+			_, id := m.Head()
+			m.Step(0, GradientReady{Slot: m.slot, Parent: id, Gradient: h("own"), Bytes: 4})
+			balloted := func(actions []Action) bool {
+				return slices.ContainsFunc(actions, func(a Action) bool {
+					s, ok := a.(Send)
+					_, is := s.Message.Body.(Ballot)
+					return ok && is
+				})
+			}
+			if balloted(m.Step(test.wait-1, Timer{})) {
+				t.Error("it went on before the others had time to come")
+			}
+			if !balloted(m.Step(test.wait, Timer{})) {
+				t.Error("it still waits")
+			}
+		})
+	}
 }

@@ -527,6 +527,9 @@ func (m *Machine) medianValidation() Validation {
 // finish ends the run once all connected members are at the head.
 func (m *Machine) finish() bool {
 	expired := m.now >= m.deadline
+	if !expired && !m.quorate() {
+		return false // those that are back soon may have gone another way
+	}
 	for p := range m.peers {
 		if !m.other(Peer(p)) || !m.peers[p].connected || m.latest[p].node == m.head {
 			continue

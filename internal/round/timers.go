@@ -58,6 +58,9 @@ func (m *Machine) setTimer() {
 		if s := m.startDeadline(); s > 0 {
 			at = min(at, s)
 		}
+		if p := m.paceEnd(); p > m.now {
+			at = min(at, p)
+		}
 	}
 	if at != m.timer {
 		m.timer = at
@@ -92,6 +95,23 @@ func (m *Machine) gradientTimeout() time.Duration {
 	s := m.arrivals.sorted(&buf)
 	t := max(s[(len(s)-1)*9/10]*3/2, 3*s[len(s)/2], m.limits.GradientMin)
 	return min(t, m.limits.GradientMax)
+}
+
+// paceEnd is when this peer may go on from its announcement; zero if it may at
+// once. With less than a quorum there is less to wait for: a peer that has lost
+// the others for a moment would run ahead, and end the run before they are
+// back. So it takes the time that slots took before.
+func (m *Machine) paceEnd() time.Duration {
+	if m.phase != phaseGather || m.quorate() {
+		return 0
+	}
+	pace := m.limits.Pace
+	if m.paces.n > 0 {
+		var buf [samples]time.Duration
+		s := m.paces.sorted(&buf)
+		pace = min(s[len(s)/2], m.limits.GradientMin)
+	}
+	return m.began + pace
 }
 
 func (m *Machine) answerTimeout() time.Duration {
