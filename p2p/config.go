@@ -46,6 +46,8 @@ type Config struct {
 	Guests func(ctx context.Context, remote PeerID, request []byte) (answer []byte, err error)
 	// Bodies is what this peer serves to others. Nil serves nothing.
 	Bodies Bodies
+	// Packing says when this peer asks for chunks of bodies packed.
+	Packing Packing
 	// Heartbeat is the interval at which members hear from each other; the
 	// same for all members of a job. A member silent for eight intervals is
 	// disconnected. Zero: 250 ms.
@@ -114,7 +116,7 @@ type Limits struct {
 	// at once. Zero: 4.
 	Serves int
 	// Sources is the number of members that one large body is fetched from at
-	// once. Zero: 3.
+	// once. Zero: 8.
 	Sources int
 	// Chunk is the time in which one chunk or manifest must be read or
 	// written. Zero: 15 s.
@@ -191,7 +193,7 @@ func (l Limits) withDefaults(n int) (Limits, error) {
 	orDefault(&l.Events, 1024)
 	orDefault(&l.BodyStreams, max(16, 2*n))
 	orDefault(&l.Serves, 4)
-	orDefault(&l.Sources, 3)
+	orDefault(&l.Sources, 8)
 	orDefault(&l.Chunk, 15*time.Second)
 	orDefault(&l.Fetch, time.Minute)
 	orDefault(&l.Rate, 1000)
@@ -213,6 +215,9 @@ func (c Config) validate() (Config, error) {
 		return c, fmt.Errorf("heartbeat of %v: want at most one minute, or zero for %v", c.Heartbeat, defaultHeartbeat)
 	}
 	orDefault(&c.Heartbeat, defaultHeartbeat)
+	if c.Packing > PackNever {
+		return c, fmt.Errorf("packing %d: want PackAuto, PackAlways or PackNever", c.Packing)
+	}
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}

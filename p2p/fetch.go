@@ -2,29 +2,37 @@ package p2p
 
 import (
 	"context"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
 	"math"
 	"math/rand/v2"
+	"slices"
 	"sort"
 	"strings"
 	"sync"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
+	manet "github.com/multiformats/go-multiaddr/net"
 
 	"github.com/spirt-ml/spirt/internal/treehash"
 )
 
 const (
-	fetchWindow  = 32 // chunks asked for ahead of one source
-	fetchTick    = 100 * time.Millisecond
-	firstStall   = 500 * time.Millisecond // without a chunk before another source is tried
-	retryMin     = 50 * time.Millisecond
-	retryMax     = time.Second
-	maxSources   = 64
-	parallelFrom = 16 // chunks; smaller bodies come from one source at a time
+	fetchTick  = 100 * time.Millisecond
+	firstStall = 500 * time.Millisecond // without progress before another source is tried
+	progress   = 16 << 10               // bytes that count as such
+	retryMin   = 50 * time.Millisecond
+	retryMax   = time.Second
+	maxSources = 64
+	// swarmFrom is the number of chunks from which on a body is fetched from
+	// several members at once, and served while it is fetched. Smaller ones come
+	// from one source at a time.
+	swarmFrom = 16
+	// chooseFrom bounds how many chunks are looked at to choose one.
+	chooseFrom = 1 << 13
 )
 
 // errLie marks bytes that are not what their hash says.
@@ -43,12 +51,24 @@ func (h *Host) Fetch(ctx context.Context, hash treehash.Hash, size int64, from [
 }
 
 // FetchInto fills dst with the body that has this hash and dst's length, from
-// any of the members given, the first ones first: large bodies from several at
-// once, and chunks from another where one fails, lies, stalls or does not have
-// it. It tries until ctx ends (without a deadline: for Limits.Fetch), or until
-// every member lied. Every chunk is checked when it arrives. After an error
-// dst holds anything.
+// any of the members given, at most 64, the first ones first: large bodies from
+// several at once, and chunks from another where one fails, lies, stalls or
+// does not have it. Members may be named that are still fetching it themselves:
+// they serve what they have, and so does this peer while it fetches. It tries
+// until ctx ends (without a deadline: for Limits.Fetch), or until every member
+// lied. Every chunk is checked when it arrives. After an error dst holds the
+// chunks that came, and Resume goes on from there.
 func (h *Host) FetchInto(ctx context.Context, dst []byte, hash treehash.Hash, from []int) error {
+	return h.fetch(ctx, dst, hash, from, false)
+}
+
+// Resume is FetchInto for a dst that may hold chunks of the body already, those
+// of a FetchInto that failed or of a file: whichever are right are not fetched.
+func (h *Host) Resume(ctx context.Context, dst []byte, hash treehash.Hash, from []int) error {
+	return h.fetch(ctx, dst, hash, from, true)
+}
+
+func (h *Host) fetch(ctx context.Context, dst []byte, hash treehash.Hash, from []int, resume bool) error {
 	size := int64(len(dst))
 	switch {
 	case size > h.cfg.Limits.BodySize:
@@ -60,18 +80,34 @@ func (h *Host) FetchInto(ctx context.Context, dst []byte, hash treehash.Hash, fr
 	case len(from) == 0 || len(from) > maxSources:
 		return fmt.Errorf("p2p: fetching %s: from %d members: want 1 to %d", hash.Short(), len(from), maxSources)
 	}
-	seen := make(map[int]bool, len(from))
-	f := &fetch{h: h, hash: hash, size: size, chunks: treehash.NumChunks(size), done: make(chan outcome, len(from))}
+	chunks := treehash.NumChunks(size)
+	f := &fetch{
+		h: h, hash: hash, size: size, chunks: chunks, data: dst, resume: resume,
+		done: make(chan outcome, len(from)), wake: make(chan struct{}, 1),
+		wanted: newBitset(chunks - 1), open: chunks, left: chunks, copies: make([]uint8, chunks), workers: make(map[*worker]struct{}),
+	}
+	for i := range chunks {
+		f.wanted.set(i)
+	}
+	var seen []int
+	before := 0
 	for _, i := range from {
 		m, err := h.other(i)
 		if err != nil {
 			return fmt.Errorf("p2p: fetching %s: %w", hash.Short(), err)
 		}
-		if !seen[i] {
-			seen[i] = true
-			f.sources = append(f.sources, &source{member: m})
+		if slices.Contains(seen, i) {
+			continue
 		}
+		if len(seen) > 0 && i < h.self.index {
+			before++
+		}
+		seen = append(seen, i)
+		f.sources = append(f.sources, &source{member: m, first: len(seen) == 1})
 	}
+	// Those who fetch at the same time each begin elsewhere, and have something
+	// to trade.
+	f.start = int(int64(chunks) * int64(before) / int64(len(seen)))
 	if _, ok := ctx.Deadline(); !ok {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, h.cfg.Limits.Fetch)
@@ -79,9 +115,14 @@ func (h *Host) FetchInto(ctx context.Context, dst []byte, hash treehash.Hash, fr
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	f.data = dst
-	f.left = f.chunks
-	if err := f.run(ctx); err != nil {
+	if resume && chunks == 1 && f.right(0, dst) {
+		return nil
+	}
+	err := f.run(ctx)
+	if f.part != nil {
+		h.bodies.end(hash, f.part)
+	}
+	if err != nil {
 		return fmt.Errorf("p2p: fetching %s, %d bytes: %w", hash.Short(), size, err)
 	}
 	if f.leaves != nil {
@@ -91,30 +132,41 @@ func (h *Host) FetchInto(ctx context.Context, dst []byte, hash treehash.Hash, fr
 }
 
 // fetch is one Fetch that runs. Its own goroutine starts and stops workers, one
-// for each source in use; a chunk is written by the one worker it was given to.
+// for each source in use; a chunk is written by the one worker that it was
+// given to.
 type fetch struct {
 	h       *Host
 	hash    treehash.Hash
 	size    int64
 	chunks  int
 	data    []byte
+	resume  bool
+	start   int // the chunk that it begins with; the order goes round
 	sources []*source
 	done    chan outcome
+	wake    chan struct{} // tells the fetch's goroutine that something changed
 	active  int
 
-	mu       sync.Mutex
-	leaves   []treehash.Hash // nil until a manifest came; stays nil for one chunk
-	next     int             // chunks from here on were not given out yet
-	returned []run           // given out and not delivered
-	left     int             // chunks not delivered
+	mu      sync.Mutex
+	leaves  []treehash.Hash // nil until a manifest came; stays nil for one chunk
+	part    *part           // what is offered to others; nil for nothing
+	wanted  bitset          // chunks that are not here and were not given out
+	open    int             // their number
+	left    int             // chunks that are not here
+	low     int             // places in the order before it hold no wanted chunk
+	traded  time.Time       // when a chunk came from another than the first source
+	workers map[*worker]struct{}
+	copies  []uint8 // for each chunk, the sources in use known to have it, but for the first source
 }
 
 // source is a member that is asked. Fields below the line belong to the
 // fetch's goroutine.
 type source struct {
 	member *member
+	first  bool // of those that the caller named: the one that many others ask
 	mu     sync.Mutex
 	moved  time.Time // when it last delivered something, or was started
+	idle   bool      // it was only asked what it has
 
 	// ----
 	cancel context.CancelFunc // not nil while it runs
@@ -124,20 +176,23 @@ type source struct {
 	err    error // why it failed last
 }
 
-func (s *source) move() {
+func (s *source) move() { s.rest(false) }
+
+// rest is move; an idle source may be silent for holdTime.
+func (s *source) rest(idle bool) {
 	s.mu.Lock()
-	s.moved = time.Now()
+	s.moved, s.idle = time.Now(), idle
 	s.mu.Unlock()
 }
 
 func (s *source) stalled() time.Duration {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	if s.idle {
+		return time.Since(s.moved) - holdTime
+	}
 	return time.Since(s.moved)
 }
-
-// run is a number of consecutive chunks.
-type run struct{ first, count int }
 
 type outcome struct {
 	source *source
@@ -160,6 +215,11 @@ func (f *fetch) run(ctx context.Context) error {
 				f.drain()
 				return nil
 			}
+		case <-f.wake:
+			if f.complete() {
+				f.drain()
+				return nil
+			}
 		case <-tick.C:
 		case <-ctx.Done():
 			f.drain()
@@ -171,6 +231,14 @@ func (f *fetch) run(ctx context.Context) error {
 			f.drain()
 			return errClosed
 		}
+	}
+}
+
+// changed makes run look at once.
+func (f *fetch) changed() {
+	select {
+	case f.wake <- struct{}{}:
+	default:
 	}
 }
 
@@ -237,11 +305,11 @@ func (f *fetch) failure(cause error) error {
 // that holds the last chunks and does not deliver them.
 func (f *fetch) plan(ctx context.Context, stall *time.Duration) {
 	f.mu.Lock()
-	open := f.next < f.chunks || len(f.returned) > 0
-	planned := f.leaves != nil || f.chunks == 1
+	open := f.open > 0
+	planned := f.planned()
 	f.mu.Unlock()
 	target := 1
-	if planned && f.chunks >= parallelFrom {
+	if planned && f.swarm() {
 		target = f.h.cfg.Limits.Sources
 	}
 	var slowest *source
@@ -266,11 +334,18 @@ func (f *fetch) plan(ctx context.Context, stall *time.Duration) {
 	}
 }
 
-// best returns the source to try next: the fewest failures, then the order
-// that the caller gave; nil if none may be tried now.
+// best returns the source to try next: the fewest failures, then the first
+// one, those that are connected, and the order that the caller gave; nil if
+// none may be tried now.
 func (f *fetch) best() *source {
 	free := make([]*source, 0, len(f.sources))
 	now := time.Now()
+	far := make(map[*source]bool)
+	f.h.mu.Lock()
+	for _, s := range f.sources {
+		far[s] = !s.first && s.member.session() == nil
+	}
+	f.h.mu.Unlock()
 	for _, s := range f.sources {
 		if s.cancel == nil && !s.liar && !now.Before(s.notNow) {
 			free = append(free, s)
@@ -279,7 +354,10 @@ func (f *fetch) best() *source {
 	if len(free) == 0 {
 		return nil
 	}
-	sort.SliceStable(free, func(i, j int) bool { return free[i].failed < free[j].failed })
+	sort.SliceStable(free, func(i, j int) bool {
+		a, b := free[i], free[j]
+		return a.failed < b.failed || a.failed == b.failed && !far[a] && far[b]
+	})
 	return free[0]
 }
 
@@ -311,38 +389,106 @@ func (f *fetch) startBest(ctx context.Context) bool {
 	return true
 }
 
-// give hands out at most n chunks.
-func (f *fetch) give(n int) (run, bool) {
+// planned reports whether chunks can be asked for. f.mu is held.
+func (f *fetch) planned() bool { return f.leaves != nil || f.chunks == 1 }
+
+func (f *fetch) swarm() bool { return f.chunks >= swarmFrom }
+
+// give hands out a chunk that the worker's source has, one that few others
+// have. The first source is the one that everybody asks: for what others have
+// too, or are about to, since it is their share, it is asked for one chunk at
+// a time only, and not (later is true) while the others deliver and are faster
+// together.
+func (f *fetch) give(w *worker) (chunk int, ok, later bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if last := len(f.returned) - 1; last >= 0 {
-		r := &f.returned[last]
-		out := run{r.first, min(n, r.count)}
-		r.first += out.count
-		if r.count -= out.count; r.count == 0 {
-			f.returned = f.returned[:last]
-		}
-		return out, true
+	best, place := -1, 0
+	enough := uint8(1) // itself
+	if w.source.first {
+		enough = 0
 	}
-	out := run{f.next, min(n, f.chunks-f.next)}
-	f.next += out.count
-	return out, out.count > 0
+	for p := f.low; p < min(f.chunks, f.low+chooseFrom) && (best < 0 || f.copies[best] > enough); p++ {
+		i := (f.start + p) % f.chunks
+		switch {
+		case !f.wanted.has(i):
+			if p == f.low {
+				f.low++
+			}
+		case w.count < f.chunks && !w.has.has(i):
+		case best < 0 || f.copies[i] < f.copies[best]:
+			best, place = i, p
+		}
+	}
+	if best < 0 {
+		return 0, false, false
+	}
+	if w.source.first && (f.copies[best] > 0 || place >= f.chunks/len(f.sources)) {
+		others, speed := false, 0.0
+		for o := range f.workers {
+			if o != w && o.count > 0 {
+				others = true
+				speed += o.session.link.speed()
+			}
+		}
+		if others && w.asked > 0 {
+			return 0, false, false
+		}
+		if speed > w.session.link.speed() && time.Since(f.traded) < holdTime {
+			return 0, false, true
+		}
+	}
+	f.wanted.clear(best)
+	f.open--
+	return best, true, false
 }
 
-func (f *fetch) takeBack(runs []run) {
+// takeBack takes back chunks that were given out and did not come.
+func (f *fetch) takeBack(w *worker) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, r := range runs {
-		if r.count > 0 {
-			f.returned = append(f.returned, r)
+	for _, a := range w.pending {
+		if a.chunk < 0 {
+			continue
 		}
+		f.wanted.set(a.chunk)
+		f.open++
+		f.low = min(f.low, (a.chunk-f.start+f.chunks)%f.chunks)
+	}
+	f.countLocked(w, nil)
+	delete(f.workers, w)
+}
+
+// countLocked replaces what a worker's source is known to have.
+func (f *fetch) countLocked(w *worker, has bitset) {
+	if !w.source.first {
+		for i := range f.copies {
+			switch had := w.has.has(i); {
+			case had && !has.has(i):
+				f.copies[i]--
+			case !had && has.has(i):
+				f.copies[i]++
+			}
+		}
+	}
+	w.has = has
+}
+
+// got takes note of a chunk that is in its place.
+func (f *fetch) got(i int, from *source) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !from.first {
+		f.traded = time.Now()
+	}
+	if f.part != nil {
+		f.part.add(i)
+	}
+	if f.left--; f.left == 0 {
+		f.changed()
 	}
 }
 
-func (f *fetch) chunk(i int) []byte {
-	lo := int64(i) * treehash.ChunkSize
-	return f.data[lo:min(f.size, lo+treehash.ChunkSize)]
-}
+func (f *fetch) chunk(i int) []byte { return chunkOf(f.data, i) }
 
 // work fetches chunks from one source until there is none to be given out. The
 // stream, if there is one, is for the caller to end.
@@ -358,11 +504,21 @@ func (f *fetch) work(ctx context.Context, s *source) (network.Stream, error) {
 	if err := stream.SetProtocol(bodyProtocol); err != nil {
 		return stream, fmt.Errorf("opening a stream: %w", err)
 	}
-	// Reads and writes end with ctx. io sets deadlines only while ctx goes on.
+	// Reads and writes end with ctx. Workers set deadlines only while ctx goes on.
 	defer context.AfterFunc(ctx, func() { stream.SetDeadline(time.Unix(1, 0)) })()
-	w := &worker{f: f, source: s, session: sess, stream: stream, head: openerHead(bodyProtocol)}
+	w := &worker{
+		f: f, source: s, session: sess, stream: stream, out: openerHead(bodyProtocol),
+		local: manet.IsIPLoopback(sess.conn.RemoteMultiaddr()),
+	}
+	if !f.swarm() {
+		w.count = f.chunks
+	}
+	f.mu.Lock()
+	f.workers[w] = struct{}{}
+	f.mu.Unlock()
 	err = w.work(ctx)
-	f.takeBack(w.pending)
+	sess.link.free(w.asked)
+	f.takeBack(w)
 	if ctx.Err() != nil && err != nil {
 		err = errors.New("it delivered nothing for too long")
 	}
@@ -375,64 +531,193 @@ type worker struct {
 	source  *source
 	session *session
 	stream  network.Stream
-	head    []byte // goes out with the first request
+	local   bool   // the source is on this machine
+	out     []byte // requests to be written
 	greeted bool
-	pending []run // asked for and not here, in the order of the answers
+	pending []asked // what answers are awaited to, in their order
+	asked   int     // chunks among them
+	has     bitset  // what the source said that it has; nil: everything
+	count   int     // of that; guarded by f.mu where others read it
+	newsDue bool    // it was asked to say so
+	came    int     // bytes since it last counted as progress
+}
+
+// asked is one request on its way: for a chunk, or for holdings (-1).
+type asked struct {
+	chunk  int
+	packed bool // it may come packed
+	at     time.Time
 }
 
 func (w *worker) work(ctx context.Context) error {
-	f := w.f
+	f, link := w.f, &w.session.link
 	f.mu.Lock()
-	planned := f.leaves != nil || f.chunks == 1
+	planned := f.planned()
 	f.mu.Unlock()
+	if !planned {
+		w.ask(wantManifest, 0)
+	}
+	if f.swarm() {
+		w.askHoldings(0)
+	}
 	if !planned {
 		if err := w.manifest(ctx); err != nil {
 			return err
 		}
 	}
-	window := fetchWindow
-	if n := len(f.sources); n > 1 {
-		// The smaller the runs, the less waits for the slowest source.
-		window = max(4, min(fetchWindow, f.chunks/(2*n)))
-	}
-	asked := 0
 	for {
-		for asked <= window/2 {
-			r, ok := f.give((window + 1) / 2)
-			if !ok {
-				break
-			}
-			w.pending = append(w.pending, r)
-			asked += r.count
-			if err := w.ask(ctx, request{hash: f.hash, size: f.size, kind: wantChunks, first: r.first, count: r.count}); err != nil {
-				return err
-			}
-		}
-		if len(w.pending) == 0 {
-			return nil
-		}
-		// The answer to one request: a status, then its chunks.
-		if err := w.status(ctx); err != nil {
+		if w.newsDue && w.asked == 0 {
+			// It has nothing that is wanted, and will say when it has more.
+			w.source.rest(true)
+		} else if err := w.askChunks(ctx); err != nil {
 			return err
 		}
-		for r := &w.pending[0]; r.count > 0; {
-			c := f.chunk(r.first)
-			if err := w.read(ctx, c); err != nil {
+		if len(w.pending) == 0 {
+			f.mu.Lock()
+			over := f.open == 0 || w.count == f.chunks
+			f.mu.Unlock()
+			if over {
+				return nil
+			}
+			w.askHoldings(w.count)
+			continue
+		}
+		a := w.pending[0]
+		if a.chunk < 0 {
+			if err := w.holdings(ctx); err != nil {
 				return err
 			}
-			if !f.right(r.first, c) {
-				return fmt.Errorf("chunk %d: %w", r.first, errLie)
-			}
-			r.first++
-			r.count--
-			asked--
+			w.pending = w.pending[1:]
 			w.source.move()
-			f.mu.Lock()
-			f.left--
-			f.mu.Unlock()
+			continue
+		}
+		size, err := w.chunk(ctx, a)
+		if err != nil {
+			return fmt.Errorf("chunk %d: %w", a.chunk, err)
 		}
 		w.pending = w.pending[1:]
+		w.asked--
+		w.source.move()
+		link.came(a.at, time.Now(), size)
+		f.got(a.chunk, w.source)
 	}
+}
+
+// askChunks asks for as many chunks as the connection has room for. Where
+// nothing is under way it waits for room.
+func (w *worker) askChunks(ctx context.Context) error {
+	f, link := w.f, &w.session.link
+	for {
+		if !link.take() {
+			f.mu.Lock()
+			open := f.open > 0
+			f.mu.Unlock()
+			if len(w.pending) > 0 || !open {
+				break
+			}
+			if err := link.wait(ctx); err != nil {
+				return err
+			}
+		}
+		i, ok, later := f.give(w)
+		if !ok {
+			link.free(1)
+			if later && len(w.pending) == 0 {
+				w.source.rest(true)
+				pause(ctx, holdTime/10, nil)
+				if ctx.Err() != nil {
+					return ctx.Err()
+				}
+				continue
+			}
+			break
+		}
+		a := asked{chunk: i, packed: link.packs(f.h.cfg.Packing, w.local), at: time.Now()}
+		w.pending = append(w.pending, a)
+		w.asked++
+		if a.packed {
+			w.ask(wantPacked, i)
+		} else {
+			w.ask(wantChunk, i)
+		}
+	}
+	if w.count < f.chunks && !w.newsDue && w.asked > 0 {
+		w.askHoldings(0)
+	}
+	return nil
+}
+
+// askHoldings asks what the source has; it answers at once if it has more than
+// known chunks.
+func (w *worker) askHoldings(known int) {
+	w.ask(wantHoldings, known)
+	w.pending = append(w.pending, asked{chunk: -1})
+	w.newsDue = true
+}
+
+// holdings reads what the source has.
+func (w *worker) holdings(ctx context.Context) error {
+	f := w.f
+	if err := w.expect(ctx, statusOK); err != nil {
+		return err
+	}
+	b := newBitset(f.chunks - 1)
+	if err := w.read(ctx, b); err != nil {
+		return err
+	}
+	has, count, err := decodeHoldings(b, f.chunks)
+	if err != nil {
+		return fmt.Errorf("%v: %w", err, errLie)
+	}
+	w.newsDue = false
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	w.count = count
+	f.countLocked(w, has)
+	return nil
+}
+
+// chunk reads a chunk to its place, and returns in how many bytes it came.
+func (w *worker) chunk(ctx context.Context, a asked) (size int, err error) {
+	f := w.f
+	c := f.chunk(a.chunk)
+	status, err := w.status(ctx)
+	if err != nil {
+		return 0, err
+	}
+	switch {
+	case status == statusOK:
+		if err := w.read(ctx, c); err != nil {
+			return 0, err
+		}
+		size = len(c)
+	case status == statusPacked && a.packed:
+		var head [4]byte
+		if err := w.read(ctx, head[:]); err != nil {
+			return 0, err
+		}
+		n := binary.LittleEndian.Uint32(head[:])
+		if uint64(n) >= uint64(len(c)) {
+			return 0, fmt.Errorf("%d bytes packed into %d: %w", len(c), n, errLie)
+		}
+		buf := buffers.Get().(*[]byte)
+		defer buffers.Put(buf)
+		packed := (*buf)[:n]
+		if err := w.read(ctx, packed); err != nil {
+			return 0, err
+		}
+		if err := unpack(c, packed); err != nil {
+			return 0, fmt.Errorf("%v: %w", err, errLie)
+		}
+		size = int(n)
+		f.h.counts.savedIn.Add(uint64(len(c) - size))
+	default:
+		return 0, fmt.Errorf("status %d: %w", status, errLie)
+	}
+	if !f.right(a.chunk, c) {
+		return 0, errLie
+	}
+	return size, nil
 }
 
 // right reports whether c is chunk i of the body.
@@ -444,12 +729,10 @@ func (f *fetch) right(i int, c []byte) bool {
 	return leaf == f.leaves[i]
 }
 
+// manifest reads the leaves, and opens the fetch for other sources.
 func (w *worker) manifest(ctx context.Context) error {
 	f := w.f
-	if err := w.ask(ctx, request{hash: f.hash, size: f.size, kind: wantManifest}); err != nil {
-		return err
-	}
-	if err := w.status(ctx); err != nil {
+	if err := w.expect(ctx, statusOK); err != nil {
 		return err
 	}
 	leaves := make([]treehash.Hash, f.chunks)
@@ -464,51 +747,88 @@ func (w *worker) manifest(ctx context.Context) error {
 		return fmt.Errorf("manifest: %w", errLie)
 	}
 	w.source.move()
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.leaves == nil {
-		f.leaves = leaves
-	}
+	f.planWith(leaves)
 	return nil
 }
 
-func (w *worker) ask(ctx context.Context, r request) error {
+// planWith takes the first manifest that came.
+func (f *fetch) planWith(leaves []treehash.Hash) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.leaves != nil {
+		return
+	}
+	f.leaves = leaves
+	p := &part{size: f.size, leaves: leaves, data: f.data, here: newBitset(f.chunks - 1)}
+	for i := 0; f.resume && i < f.chunks; i++ {
+		if f.right(i, f.chunk(i)) {
+			f.wanted.clear(i)
+			f.open--
+			f.left--
+			p.add(i)
+		}
+	}
+	if f.swarm() && f.h.bodies.begin(f.hash, p) {
+		f.part = p
+	}
+	f.changed()
+}
+
+// ask adds a request to those that are sent before the next answer is read.
+func (w *worker) ask(kind byte, n int) {
+	w.out = request{hash: w.f.hash, size: w.f.size, kind: kind, n: n}.append(w.out)
+}
+
+func (w *worker) send(ctx context.Context) error {
+	if len(w.out) == 0 {
+		return nil
+	}
 	if err := w.deadline(ctx, w.stream.SetWriteDeadline); err != nil {
 		return err
 	}
-	_, err := w.stream.Write(r.append(w.head))
-	w.head = nil
+	_, err := w.stream.Write(w.out)
+	w.out = w.out[:0]
 	if err != nil {
 		return fmt.Errorf("asking: %w", err)
 	}
 	return nil
 }
 
-func (w *worker) status(ctx context.Context) error {
+// status reads the first byte of an answer: of one that holds something.
+func (w *worker) status(ctx context.Context) (byte, error) {
 	var b [1]byte
+	if err := w.send(ctx); err != nil {
+		return 0, err
+	}
 	if !w.greeted {
 		if err := w.deadline(ctx, w.stream.SetReadDeadline); err != nil {
-			return err
+			return 0, err
 		}
 		if err := readHead(w.stream, bodyProtocol); err != nil {
-			return err
+			return 0, err
 		}
 		w.greeted = true
 	}
 	if err := w.read(ctx, b[:]); err != nil {
-		return err
+		return 0, err
 	}
 	switch b[0] {
-	case statusOK:
-		return nil
 	case statusAbsent:
-		return errors.New("it does not have it")
+		return 0, errors.New("it does not have it")
 	case statusBusy:
-		return errors.New("it is busy")
+		return 0, errors.New("it is busy")
 	case statusRefused:
-		return errors.New("it refused the request")
+		return 0, errors.New("it refused the request")
 	}
-	return fmt.Errorf("status %d: %w", b[0], errLie)
+	return b[0], nil
+}
+
+func (w *worker) expect(ctx context.Context, want byte) error {
+	got, err := w.status(ctx)
+	if err == nil && got != want {
+		err = fmt.Errorf("status %d: %w", got, errLie)
+	}
+	return err
 }
 
 // read fills b within the time for one chunk. What arrives also shows that the
@@ -522,6 +842,10 @@ func (w *worker) read(ctx context.Context, b []byte) error {
 		n += k
 		w.f.h.counts.bodyIn.Add(uint64(k))
 		w.session.heard.Store(int64(w.f.h.now()))
+		if w.came += k; w.came >= progress {
+			w.came = 0
+			w.source.move()
+		}
 		if err != nil && n < len(b) {
 			if err == io.EOF {
 				err = io.ErrUnexpectedEOF

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math/bits"
 
 	"github.com/spirt-ml/spirt/internal/treehash"
 )
@@ -121,6 +122,7 @@ type bitset []byte
 
 func newBitset(highest int) bitset   { return make(bitset, bitsetSize(highest)) }
 func (b bitset) set(i int)           { b[i/8] |= 1 << (i % 8) }
+func (b bitset) clear(i int)         { b[i/8] &^= 1 << (i % 8) }
 func (b bitset) has(i int) bool      { return i/8 < len(b) && b[i/8]&(1<<(i%8)) != 0 }
 func bitsetSize(highest int) (n int) { return highest/8 + 1 }
 
@@ -178,30 +180,34 @@ const (
 	bodyProtocol = "/spirt/body/1"
 
 	wantManifest = 1
-	wantChunks   = 2
+	wantChunk    = 2
+	wantPacked   = 3 // a chunk, which may be packed
+	wantHoldings = 4
 
 	statusOK      = 0
 	statusAbsent  = 1
 	statusBusy    = 2
 	statusRefused = 3
+	statusPacked  = 4
 
-	requestSize = 32 + 8 + 1 + 4 + 4
+	requestSize = 32 + 8 + 1 + 4
 )
 
-// request asks for the leaves of a body, or for a run of its chunks.
+// request asks for something of one body.
 type request struct {
-	hash         treehash.Hash
-	size         int64
-	kind         byte
-	first, count int // chunks
+	hash treehash.Hash
+	size int64
+	kind byte
+	// n is the chunk; where holdings are wanted, the number of chunks that the
+	// asker knows to be there: the answer waits a moment until there are more.
+	n int
 }
 
 func (r request) append(dst []byte) []byte {
 	dst = append(dst, r.hash[:]...)
 	dst = binary.LittleEndian.AppendUint64(dst, uint64(r.size))
 	dst = append(dst, r.kind)
-	dst = binary.LittleEndian.AppendUint32(dst, uint32(r.first))
-	return binary.LittleEndian.AppendUint32(dst, uint32(r.count))
+	return binary.LittleEndian.AppendUint32(dst, uint32(r.n))
 }
 
 // decodeRequest checks everything that can be checked without the body.
@@ -210,26 +216,42 @@ func decodeRequest(b []byte, maxSize int64) (r request, err error) {
 		return r, fmt.Errorf("a body request of %d bytes, not %d", len(b), requestSize)
 	}
 	size := binary.LittleEndian.Uint64(b[32:])
-	first := binary.LittleEndian.Uint32(b[41:])
-	count := binary.LittleEndian.Uint32(b[45:])
+	n := binary.LittleEndian.Uint32(b[41:])
 	if size == 0 || size > uint64(maxSize) {
 		return r, fmt.Errorf("a request for a body of %d bytes: want 1 to %d", size, maxSize)
 	}
 	chunks := uint64(treehash.NumChunks(int64(size)))
 	switch b[40] {
 	case wantManifest:
-		if first != 0 || count != 0 {
-			return r, errors.New("a manifest request with a run of chunks")
+		if n != 0 {
+			return r, fmt.Errorf("a manifest request with the number %d", n)
 		}
-	case wantChunks:
-		if count == 0 || uint64(first)+uint64(count) > chunks {
-			return r, fmt.Errorf("a request for %d chunks from chunk %d of %d", count, first, chunks)
+	case wantChunk, wantPacked:
+		if uint64(n) >= chunks {
+			return r, fmt.Errorf("a request for chunk %d of %d", n, chunks)
+		}
+	case wantHoldings:
+		if uint64(n) > chunks {
+			return r, fmt.Errorf("a request for more than %d of %d chunks", n, chunks)
 		}
 	default:
 		return r, fmt.Errorf("a body request of unknown kind %d", b[40])
 	}
-	return request{
-		hash: treehash.Hash(b[:32]), size: int64(size), kind: b[40],
-		first: int(first), count: int(count),
-	}, nil
+	return request{hash: treehash.Hash(b[:32]), size: int64(size), kind: b[40], n: int(n)}, nil
+}
+
+// decodeHoldings returns the bitmap of the chunks that a member holds, and
+// their number.
+func decodeHoldings(b []byte, chunks int) (bitset, int, error) {
+	if len(b) != bitsetSize(chunks-1) {
+		return nil, 0, fmt.Errorf("holdings of %d bytes, not %d", len(b), bitsetSize(chunks-1))
+	}
+	if rest := chunks % 8; rest != 0 && b[len(b)-1]>>rest != 0 {
+		return nil, 0, errors.New("holdings beyond the last chunk")
+	}
+	count := 0
+	for _, x := range b {
+		count += bits.OnesCount8(x)
+	}
+	return b, count, nil
 }

@@ -129,7 +129,7 @@ func TestStrangersGetNothingElse(t *testing.T) {
 		bytes []byte
 	}{
 		{"message stream", appendFrame(openerHead(messageProtocol), frameHello, p.hello.append(nil))},
-		{"body stream", request{hash, 100, wantChunks, 0, 1}.append(openerHead(bodyProtocol))},
+		{"body stream", request{hash, 100, wantChunk, 0}.append(openerHead(bodyProtocol))},
 		{"unknown stream", openerHead("/spirt/other/1")},
 		{"no multistream", make([]byte, 100)},
 		{"oversize request", long[:len(openerHead(joinProtocol))+36]},

@@ -249,7 +249,9 @@ func (h *Host) reportRefused(id peer.ID, addr ma.Multiaddr, why string) {
 type Stats struct {
 	MessageBytesIn, MessageBytesOut     uint64 // frames on message streams, heartbeats excepted
 	HeartbeatBytesIn, HeartbeatBytesOut uint64 // frames with heartbeats
-	BodyBytesIn, BodyBytesOut           uint64 // manifests and chunks
+	BodyBytesIn, BodyBytesOut           uint64 // manifests, chunks and holdings, as they travelled
+	BodySavedIn, BodySavedOut           uint64 // bytes that packing saved of them
+	BodyTraded                          uint64 // chunks served of bodies that were being fetched
 	MessagesIn, MessagesOut             uint64 // as sent over connections, duplicates included
 	Delivered                           uint64 // events of kind Message
 	Duplicates                          uint64 // messages that were here before
@@ -276,7 +278,7 @@ type Stats struct {
 }
 
 type counters struct {
-	messageIn, messageOut, heartbeatIn, heartbeatOut, flood, floodRelayed, paced, bodyIn, bodyOut, messagesIn, messagesOut, delivered, duplicates, stale, bad, notYet, notYetLost,
+	messageIn, messageOut, heartbeatIn, heartbeatOut, flood, floodRelayed, paced, bodyIn, bodyOut, savedIn, savedOut, traded, messagesIn, messagesOut, delivered, duplicates, stale, bad, notYet, notYetLost,
 	badBodies, malformed, oversize, slow, silent, refused, banned, guests, guestsRefused, crowded atomic.Uint64
 }
 
@@ -288,6 +290,7 @@ func (h *Host) Stats() Stats {
 		HeartbeatBytesIn: c.heartbeatIn.Load(), HeartbeatBytesOut: c.heartbeatOut.Load(),
 		Flood: c.flood.Load(), FloodRelayed: c.floodRelayed.Load(), Paced: c.paced.Load(),
 		BodyBytesIn: c.bodyIn.Load(), BodyBytesOut: c.bodyOut.Load(),
+		BodySavedIn: c.savedIn.Load(), BodySavedOut: c.savedOut.Load(), BodyTraded: c.traded.Load(),
 		MessagesIn: c.messagesIn.Load(), MessagesOut: c.messagesOut.Load(), Delivered: c.delivered.Load(),
 		Duplicates: c.duplicates.Load(), Stale: c.stale.Load(), Bad: c.bad.Load(), NotYet: c.notYet.Load(), NotYetLost: c.notYetLost.Load(), BadBodies: c.badBodies.Load(),
 		Malformed: c.malformed.Load(), Oversize: c.oversize.Load(), Slow: c.slow.Load(), Silent: c.silent.Load(),

@@ -2,6 +2,7 @@ package p2p
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"encoding/binary"
 	"errors"
@@ -386,35 +387,53 @@ func (g *group) lyingPeer(i int, p *testPeer, answer func(network.Stream, reques
 	return r
 }
 
-func TestFetchFallsOverToAnHonestMember(t *testing.T) {
-	honest := func(s network.Stream, q request, body []byte) {
-		if q.kind == wantManifest {
-			out := []byte{statusOK}
-			for _, l := range treehash.Leaves(body) {
-				out = append(out, l[:]...)
-			}
-			s.Write(out)
-			return
+// honest answers a request as it should be.
+func honest(s network.Stream, q request, body []byte) {
+	answer := []byte{statusOK}
+	switch q.kind {
+	case wantManifest:
+		for _, l := range treehash.Leaves(body) {
+			answer = append(answer, l[:]...)
 		}
-		lo := q.first * treehash.ChunkSize
-		s.Write(append([]byte{statusOK}, body[lo:min(len(body), lo+q.count*treehash.ChunkSize)]...))
+	case wantHoldings:
+		all := newBitset(q.chunks() - 1)
+		for i := range q.chunks() {
+			all.set(i)
+		}
+		answer = append(answer, all...)
+	default:
+		answer = append(answer, chunkOf(body, q.n)...)
 	}
+	s.Write(answer)
+}
+
+func (r request) chunks() int { return treehash.NumChunks(r.size) }
+
+func TestFetchFallsOverToAnHonestMember(t *testing.T) {
 	for _, c := range []struct {
 		name   string
 		answer func(s network.Stream, q request, body []byte)
 		lies   bool
 	}{
 		{"wrong chunk", func(s network.Stream, q request, body []byte) {
-			if q.kind == wantChunks {
+			if q.kind == wantChunk {
 				body = append([]byte{}, body...)
-				body[len(body)-1] ^= 1
-				body[0] ^= 1
+				for i := range body {
+					body[i] ^= 1
+				}
 			}
 			honest(s, q, body)
 		}, true},
 		{"chunks in another order", func(s network.Stream, q request, body []byte) {
-			if q.kind == wantChunks {
+			if q.kind == wantChunk {
 				body = append(append([]byte{}, body[len(body)/2:]...), body[:len(body)/2]...)
+			}
+			honest(s, q, body)
+		}, true},
+		{"packed and not asked for", func(s network.Stream, q request, body []byte) {
+			if q.kind == wantChunk {
+				s.Write([]byte{statusPacked, 1, 0, 0, 0, 0})
+				return
 			}
 			honest(s, q, body)
 		}, true},
@@ -423,13 +442,27 @@ func TestFetchFallsOverToAnHonestMember(t *testing.T) {
 			body[0] ^= 1
 			honest(s, q, body)
 		}, true},
+		{"holdings beyond the last chunk", func(s network.Stream, q request, body []byte) {
+			if q.kind == wantHoldings {
+				s.Write(append([]byte{statusOK}, bytes.Repeat([]byte{255}, bitsetSize(q.chunks()-1))...))
+				return
+			}
+			honest(s, q, body)
+		}, true},
+		{"claims what it does not have", func(s network.Stream, q request, body []byte) {
+			if q.kind == wantChunk {
+				s.Write([]byte{statusAbsent})
+				return
+			}
+			honest(s, q, body)
+		}, false},
 		{"too short", func(s network.Stream, q request, body []byte) {
-			if q.kind == wantManifest {
+			if q.kind != wantChunk {
 				honest(s, q, body)
 				return
 			}
-			lo := q.first * treehash.ChunkSize
-			s.Write(append([]byte{statusOK}, body[lo:lo+min(len(body)-lo, q.count*treehash.ChunkSize)/2]...))
+			c := chunkOf(body, q.n)
+			s.Write(append([]byte{statusOK}, c[:len(c)/2]...))
 			s.Close()
 		}, false},
 		{"too long", func(s network.Stream, q request, body []byte) {
@@ -448,7 +481,7 @@ func TestFetchFallsOverToAnHonestMember(t *testing.T) {
 		{"hangs up", func(s network.Stream, q request, body []byte) { s.Reset() }, false},
 	} {
 		for _, size := range []int{1000, 20*treehash.ChunkSize + 5} {
-			if size == 1000 && strings.Contains(c.name, "manifest") {
+			if size == 1000 && (strings.Contains(c.name, "manifest") || strings.Contains(c.name, "holdings")) {
 				continue
 			}
 			t.Run(c.name, func(t *testing.T) {
@@ -460,6 +493,11 @@ func TestFetchFallsOverToAnHonestMember(t *testing.T) {
 				body := randomBody(size)
 				hash := h.shelf.put(body)
 				g.lyingPeer(2, p, func(s network.Stream, q request) { c.answer(s, q, body) })
+				if c.lies { // alone, since from both it may be done before the lie came
+					if _, err := p.Fetch(context.Background(), hash, int64(len(body)), []int{2}); err == nil {
+						t.Error("fetched from a liar")
+					}
+				}
 				mustFetch(t, p, hash, body, 2, 1)
 				if s := p.Stats(); c.lies && s.BadBodies == 0 {
 					t.Error("the lie was not counted")
@@ -497,12 +535,13 @@ func TestMalformedBodyRequestsAreRefused(t *testing.T) {
 	r := g.dialRaw(1, p)
 	r.greet(p)
 	for i, q := range []request{
-		{hash, 0, wantManifest, 0, 0},
-		{hash, 1 << 40, wantManifest, 0, 0},
-		{hash, int64(len(body)), wantChunks, 3, 1},
-		{hash, int64(len(body)), wantChunks, 0, 4},
-		{hash, int64(len(body)), wantChunks, 0, 0},
-		{hash, int64(len(body)), 9, 0, 0},
+		{hash, 0, wantManifest, 0},
+		{hash, 1 << 40, wantManifest, 0},
+		{hash, int64(len(body)), wantManifest, 1},
+		{hash, int64(len(body)), wantChunk, 3},
+		{hash, int64(len(body)), wantPacked, 3},
+		{hash, int64(len(body)), wantHoldings, 4},
+		{hash, int64(len(body)), 9, 0},
 	} {
 		s, err := r.conn.NewStream(context.Background())
 		if err != nil {
@@ -523,7 +562,7 @@ func TestMalformedBodyRequestsAreRefused(t *testing.T) {
 			t.Errorf("request %d: the stream goes on", i)
 		}
 	}
-	if s := p.Stats(); s.Malformed != 6 || p.shelf.asked != 0 {
+	if s := p.Stats(); s.Malformed != 7 || p.shelf.asked != 0 {
 		t.Errorf("malformed: %d, asked %d", s.Malformed, p.shelf.asked)
 	}
 	// A body of another size than the one here is not here.
@@ -532,7 +571,7 @@ func TestMalformedBodyRequestsAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	s.SetDeadline(time.Now().Add(patience))
-	s.Write(request{hash, int64(len(body)) + 1, wantChunks, 0, 1}.append(openerHead(bodyProtocol)))
+	s.Write(request{hash, int64(len(body)) + 1, wantChunk, 0}.append(openerHead(bodyProtocol)))
 	if err := readHead(s, bodyProtocol); err != nil {
 		t.Fatal(err)
 	}

@@ -31,6 +31,7 @@ type session struct {
 	waiting atomic.Bool         // its reader waits for room among the events, or is paced
 	work    bucket              // what it brought that is of no use; its reader's
 	wake    chan struct{}       // tells the writer that there is something
+	link    link                // how fast chunks come over it
 
 	// ----
 	up, dropped bool

@@ -77,22 +77,53 @@ func FuzzFrame(f *testing.F) {
 }
 
 func FuzzRequest(f *testing.F) {
-	f.Add(request{treehash.Hash{1}, 1 << 20, wantManifest, 0, 0}.append(nil))
-	f.Add(request{treehash.Hash{1}, 1 << 20, wantChunks, 1, 3}.append(nil))
+	for kind := range byte(6) {
+		for _, n := range []int{0, 3, 4, 5} {
+			f.Add(request{treehash.Hash{1}, 1 << 20, kind, n}.append(nil))
+		}
+	}
 	f.Add(bytes.Repeat([]byte{255}, requestSize))
-	f.Add(append(request{treehash.Hash{1}, 1 << 20, wantChunks, 0, 0}.append(nil)[:41], 255, 255, 255, 255, 255, 255, 255, 255))
+	f.Add(append(request{treehash.Hash{1}, 1 << 20, wantChunk, 0}.append(nil)[:41], 255, 255, 255, 255))
 	f.Fuzz(func(t *testing.T, b []byte) {
 		const maxSize = 1 << 30
 		r, err := decodeRequest(b, maxSize)
 		if err != nil {
 			return
 		}
-		if r.size < 1 || r.size > maxSize || r.kind == wantChunks &&
-			(r.count < 1 || r.first < 0 || r.first+r.count > treehash.NumChunks(r.size)) {
+		chunks := treehash.NumChunks(r.size)
+		if r.size < 1 || r.size > maxSize || r.n < 0 || r.n > chunks || r.n == chunks && r.kind != wantHoldings {
 			t.Fatalf("%+v", r)
 		}
 		if !bytes.Equal(r.append(nil), b) {
 			t.Fatal("a request does not encode to what it came from")
+		}
+	})
+}
+
+func FuzzHoldings(f *testing.F) {
+	f.Add([]byte{255, 3}, 10)
+	f.Add([]byte{255, 7}, 10)
+	f.Add([]byte{1}, 1)
+	f.Add([]byte{}, 0)
+	f.Fuzz(func(t *testing.T, b []byte, chunks int) {
+		if chunks < 1 || chunks > 1<<20 {
+			return // the size of a body says it, and that was checked
+		}
+		has, count, err := decodeHoldings(b, chunks)
+		if err != nil {
+			return
+		}
+		n := 0
+		for i := range len(has) * 8 {
+			if has.has(i) {
+				n++
+				if i >= chunks {
+					t.Fatalf("chunk %d of %d", i, chunks)
+				}
+			}
+		}
+		if n != count {
+			t.Fatalf("%d chunks, not %d", n, count)
 		}
 	})
 }
