@@ -6,12 +6,14 @@ TESTFLAGS  ?=
 # For every fuzz test in test-all. A count, because a time limit that runs out
 # on a busy machine looks like a failure.
 FUZZTIME   ?= 5000x
+# Seeds for each size in simulate.
+SIMULATE   ?= 10000
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 TARGETS     = linux/amd64 linux/arm64 linux/arm linux/riscv64 darwin/arm64 windows/amd64
 # Packages with assembly, or with arithmetic on top of it.
 NUMERIC     = ./internal/kernel/... ./tensor/... ./nn/... ./optim/... ./tensordb/... ./function/... ./internal/samebits
 
-.PHONY: help build test test-all bench lint release generate clean
+.PHONY: help build test test-all simulate bench lint release generate clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -26,11 +28,17 @@ test: ## test everything that needs only Go
 test-all: ## test with the race detector, whole runs, no assembly, short fuzzing
 	@$(GO) test $(TESTFLAGS) -race -tags integration -timeout 15m ./...
 	@$(GO) test $(TESTFLAGS) -tags noasm $(NUMERIC)
+	@$(MAKE) --no-print-directory simulate SIMULATE=1000
 	@grep -rlE '^func Fuzz' --include='*_test.go' . | sort | while read -r file; do \
 		for fuzz in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
 			$(GO) test $(TESTFLAGS) -run '^$$' -fuzz "^$$fuzz\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$(dirname $$file) || exit 1; \
 		done || exit 1; \
 	done
+
+simulate: build ## simulate SIMULATE seeds for each of three sizes
+	./spirt simulate --peers 4 --byzantine 1 --seeds $(SIMULATE)
+	./spirt simulate --peers 7 --byzantine 2 --seeds $(SIMULATE)
+	./spirt simulate --peers 10 --byzantine 3 --seeds $(SIMULATE)
 
 bench: ## measure against PyTorch; writes bench/results/
 	@bench/run.sh

@@ -32,6 +32,12 @@ func TestExitCodes(t *testing.T) {
 		{"peer", spirt.ExitUsage, "--peer"},
 		{"peer --run " + none + " --peer 1", spirt.ExitFailed, "none"},
 		{"function", spirt.ExitUsage, "AWS_LAMBDA_RUNTIME_API"},
+		{"simulate --peers 1025", spirt.ExitUsage, "1 to 1024"},
+		{"simulate --byzantine 2", spirt.ExitUsage, "at most 1"},
+		{"simulate --calm", spirt.ExitUsage, "--rounds"},
+		{"simulate --trace", spirt.ExitUsage, "--scenario"},
+		{"simulate --scenario " + none, spirt.ExitUsage, "none"},
+		{"simulate --scenario x --seed 3", spirt.ExitUsage, "leave out --seed"},
 		{"eval", spirt.ExitUsage, "--run"},
 		{"eval --run " + none, spirt.ExitFailed, "none"},
 	} {

@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usage(fmt.Errorf("%w (see `%s --help`)", err, c.CommandPath()))
 	})
-	root.AddCommand(trainCommand(stdout, stderr), peerCommand(stderr), functionCommand(stderr), evalCommand(stdout), versionCommand(stdout))
+	root.AddCommand(trainCommand(stdout, stderr), peerCommand(stderr), functionCommand(stderr), evalCommand(stdout), simulateCommand(stdout, stderr), versionCommand(stdout))
 	for _, c := range root.Commands() {
 		if c.Args == nil {
 			c.Args = func(c *cobra.Command, args []string) error {

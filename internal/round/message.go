@@ -737,6 +737,13 @@ func Sign(key ed25519.PrivateKey, job Hash, m Message) (envelope []byte, id Hash
 // ID names a message as Sign and Open do.
 func ID(job Hash, m Message) Hash { return treehash.Sum(signedBytes(encodeMessage(job, &m))) }
 
+// Measure names a message as ID does, and gives the bytes of the envelope that
+// Sign would make of it.
+func Measure(job Hash, m Message) (id Hash, bytes int) {
+	message := encodeMessage(job, &m)
+	return treehash.Sum(signedBytes(message)), len(mustEncode(wireEnvelope{Message: message, Signature: make([]byte, ed25519.SignatureSize)}))
+}
+
 // Keys are the public keys of rosters, by member index; nil where there is no
 // member. It reports whether the roster is known, and may be called by several
 // goroutines at once.

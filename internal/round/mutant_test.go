@@ -20,8 +20,8 @@ func TestMutantsAreKilled(t *testing.T) {
 				cfg := sim.Config{
 					Seed: seed, Peers: 4, F: 1, Chaos: 4 * time.Second,
 					Loss: []float64{0, .1, .4}[r.IntN(3)], Delay: 20 * time.Millisecond,
-					Crashes: r.IntN(5), Partitions: r.IntN(3), Pauses: r.IntN(3),
-					New: round.NewMutant(name),
+					Draw: sim.Draw{Crashes: r.IntN(5), Partitions: r.IntN(3), Pauses: r.IntN(3)},
+					New:  round.NewMutant(name),
 				}
 				switch name {
 				case "threshold":

@@ -52,6 +52,20 @@ func (w *world) checkRecord(p *peer, msg round.Message, b round.SignedRecord) {
 	}
 }
 
+// rounds notes how long rounds take: from when the first peer is at height 1 to
+// when the first is at the highest.
+func (w *world) rounds(height uint64) {
+	switch {
+	case height <= w.top:
+		return
+	case w.top == 0:
+		w.firstAt = w.now
+	default:
+		w.result.Round = (w.now - w.firstAt) / time.Duration(height-1)
+	}
+	w.top = height
+}
+
 // done reports whether the run has shown what it is for.
 func (w *world) done() bool {
 	if w.cfg.Rounds == 0 {
@@ -165,7 +179,7 @@ type seenKey struct {
 
 // note sees an honest peer get a second message of a liar for one thing: from
 // then on there has to be a proof (P8).
-func (w *world) note(q *peer, s stored) {
+func (w *world) note(q *peer, s *stored) {
 	liar := int(s.msg.From)
 	if q.liar || !w.peers[liar].liar || !q.up || q.paused {
 		return

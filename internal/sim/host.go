@@ -10,7 +10,7 @@ import (
 // What a real host does for its machine, and what a liar does.
 
 func (w *world) start(p *peer) {
-	if p.up {
+	if p.up || p.gone {
 		return
 	}
 	p.up, p.paused, p.backlog = true, false, nil
@@ -27,7 +27,7 @@ func (w *world) start(p *peer) {
 	}
 	p.states[stateOf(head)] = true
 	p.bodies = map[round.Hash]bool{}
-	p.messages, p.known = nil, map[round.Hash]bool{}
+	p.messages, p.known = nil, nil
 	p.view = make([]bool, w.cfg.Peers)
 	rounds := w.cfg.Rounds
 	if rounds == 0 {
@@ -202,7 +202,7 @@ func (w *world) execute(p *peer, a round.Action) {
 			}
 		}))
 	case round.PersistVote:
-		var votes []stored
+		var votes []*stored
 		for _, s := range p.messages {
 			if slices.Contains(a.Certificate, s.id) {
 				votes = append(votes, s)
@@ -241,6 +241,9 @@ func (w *world) execute(p *peer, a round.Action) {
 		job := p.compute
 		d := w.between(p.speed*3/4, p.speed*5/4)
 		failed := w.rng.Float64() < w.cfg.Failures
+		if failed {
+			w.strike("failed gradient")
+		}
 		w.after(d, alive(func() {
 			if p.compute != job {
 				return
@@ -285,7 +288,7 @@ func (w *world) execute(p *peer, a round.Action) {
 				delete(p.bodies, g)
 			}
 		}
-		p.messages = slices.DeleteFunc(p.messages, func(s stored) bool { return !s.msg.Type().Sticky() && s.msg.Slot < a.BelowSlot })
+		p.messages = slices.DeleteFunc(p.messages, func(s *stored) bool { return !s.msg.Type().Sticky() && s.msg.Slot < a.BelowSlot })
 		w.keepSticky(p)
 		for id := range p.checkpoints {
 			if !slices.Contains(a.Checkpoints, id) {
@@ -348,6 +351,7 @@ func (w *world) adopt(p *peer, a round.Adopt) {
 		w.fail("P10: peer %d goes to %s (height %d), which does not follow the checkpoint of height %d that it knew to be final", p.id, a.ID.Short(), p.height, c.Height)
 	}
 	w.mix(a.Record.Height)
+	w.rounds(a.Record.Height)
 	if w.adopted[p.height] == nil {
 		w.adopted[p.height] = map[int]round.Hash{}
 	}
@@ -363,15 +367,20 @@ func (w *world) adopt(p *peer, a round.Adopt) {
 			others++
 		}
 	}
-	if !p.liar && len(w.cfg.Liars) <= w.cfg.F && others > w.cfg.F && !p.fooled && a.Record.Height > 0 && follows(w.records[a.Record.Parent], a.Record.Set) != stateOf(a.Record) {
-		w.fail("P2: peer %d adopts %s, whose model does not follow from its set", p.id, a.ID.Short())
+	// Who believed them signs what follows, and may take others along.
+	if !p.liar && len(w.cfg.Liars) <= w.cfg.F && a.Record.Height > 0 && follows(w.records[a.Record.Parent], a.Record.Set) != stateOf(a.Record) {
+		if others <= w.cfg.F || p.fooled {
+			w.believed[a.ID] = true
+		} else if !w.believed[a.ID] {
+			w.fail("P2: peer %d adopts %s, whose model does not follow from its set", p.id, a.ID.Short())
+		}
 	}
 	p.fooled = p.fooled && a.How != round.Fetched || others <= w.cfg.F && len(w.cfg.Liars) > 0
 	if !w.healed || p.liar || p.height < w.goal || w.met > 0 {
 		return
 	}
 	for _, q := range w.peers {
-		if w.member[q.id] && (q.up || !slices.Contains(w.cfg.Dead, q.id)) && !q.liar && w.adopted[p.height][q.id] != a.ID {
+		if w.member[q.id] && (q.up || !q.gone) && !q.liar && w.adopted[p.height][q.id] != a.ID {
 			return
 		}
 	}

@@ -29,7 +29,8 @@ const (
 	TwoFaced  = VoteAll | SignAll | Silence
 )
 
-var lieNames = []string{"silence", "equivocation", "forged record", "flood", "withheld body", "unheld ballot", "delay", "replay", "wrong size", "votes for all", "signatures on all"}
+// lieNames are the lies' names in scenarios and counts.
+var lieNames = []string{"silence", "equivocation", "forged-record", "flood", "withheld-body", "unheld-ballot", "delay", "replay", "wrong-size", "votes-for-all", "signatures-on-all"}
 
 // tell sends a liar's message to one peer.
 func (w *world) tell(p, q *peer, m round.Message) {
@@ -187,7 +188,7 @@ func (w *world) forge(slot uint64, parent *round.Record) round.Record {
 }
 
 // copycat has a liar vote for and sign what it sees others vote for and sign.
-func (w *world) copycat(p, from *peer, s stored) {
+func (w *world) copycat(p, from *peer, s *stored) {
 	if !p.liar || w.peers[s.msg.From].liar {
 		return // what liars say to each other would go round for ever
 	}

@@ -48,27 +48,37 @@ func (w *world) look(p, q *peer, life int) {
 }
 
 // keep stores a message in p's network layer; false if it was there.
-func (w *world) keep(p *peer, s stored) bool {
-	if p.known[s.id] {
+func (w *world) keep(p *peer, s *stored) bool {
+	if p.known.has(s.number) {
 		return false
 	}
-	p.known[s.id] = true
+	p.known.add(s.number)
 	p.messages = append(p.messages, s)
 	return true
 }
 
-func (w *world) flood(p *peer, s stored) {
+func (w *world) flood(p *peer, s *stored) {
 	for _, q := range w.peers {
 		w.transmit(p, q, s)
 		if w.cfg.Duplicate > 0 && w.rng.Float64() < w.cfg.Duplicate {
+			w.strike("repeated message")
 			w.transmit(p, q, s)
 		}
 	}
 }
 
-func (w *world) transmit(p, q *peer, s stored) {
-	if !w.linked(p, q) || !p.view[q.id] || w.cfg.Loss > 0 && w.rng.Float64() < w.cfg.Loss {
+func (w *world) transmit(p, q *peer, s *stored) {
+	if !w.linked(p, q) || !p.view[q.id] {
 		return
+	}
+	w.result.Messages++
+	w.result.Bytes += uint64(s.bytes)
+	if w.cfg.Loss > 0 && w.rng.Float64() < w.cfg.Loss {
+		w.strike("lost message")
+		return
+	}
+	if q.known.has(s.number) && w.cfg.Duplicate == 0 && !w.peers[s.msg.From].liar {
+		return // nothing would come of it
 	}
 	life := q.life
 	w.after(w.between(time.Millisecond, w.cfg.Delay), func() {
@@ -92,7 +102,7 @@ func (w *world) sync(p, q *peer) {
 		return
 	}
 	for _, s := range p.messages {
-		if !q.known[s.id] {
+		if !q.known.has(s.number) {
 			w.transmit(p, q, s)
 		}
 	}
@@ -119,7 +129,11 @@ func (w *world) fetchBody(p *peer, a round.Fetch, tries int) {
 			return
 		}
 		for _, h := range a.Holders {
-			if q := w.peers[h]; w.linked(p, q) && q.bodies[a.Gradient] && (!q.liar || w.cfg.Lies&Withhold == 0 || w.rng.IntN(3) > 0) {
+			if q := w.peers[h]; w.linked(p, q) && q.bodies[a.Gradient] {
+				if q.liar && w.cfg.Lies&Withhold != 0 && w.rng.IntN(3) == 0 {
+					w.lied(Withhold)
+					continue
+				}
 				w.deliver(p, round.BodyReady{Peer: a.Peer, Gradient: a.Gradient})
 				return
 			}

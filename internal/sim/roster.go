@@ -14,7 +14,7 @@ func (w *world) setUpRoster() {
 	w.member = make([]bool, w.cfg.Peers)
 	r := round.Roster{Hash: hash("roster", 0), F: w.cfg.F}
 	for i := range w.cfg.Peers {
-		if !slices.Contains(w.cfg.Joiners, i) {
+		if w.cfg.startsAsMember(i) {
 			w.member[i] = true
 			r.Members = append(r.Members, round.Peer(i))
 		}
@@ -37,17 +37,6 @@ func (w *world) roster(h round.Hash) *round.Roster {
 		}
 	}
 	return &w.rosters[0]
-}
-
-// planRosters draws when members join and leave.
-func (w *world) planRosters() {
-	chaos := w.cfg.Chaos
-	for _, i := range w.cfg.Joiners {
-		w.after(w.between(0, chaos), func() { w.change(i, true) })
-	}
-	for _, i := range w.cfg.Leavers {
-		w.after(w.between(0, chaos), func() { w.change(i, false) })
-	}
 }
 
 // change signs a roster with one member more or less, and spreads it.
@@ -94,25 +83,33 @@ func (w *world) learn(p *peer) {
 
 // seal gives a message its ID, and takes it through signature and encoding
 // where the run is to do so.
-func (w *world) seal(m round.Message) stored {
-	if !w.cfg.Signed {
-		return stored{id: round.ID(job, m), msg: m}
+func (w *world) seal(m round.Message) *stored {
+	id, bytes := round.Measure(job, m)
+	number, known := w.numbers[id]
+	if !known {
+		number = len(w.numbers)
+		w.numbers[id] = number
 	}
-	envelope, id, err := round.Sign(w.keys[m.From], job, m)
+	s := &stored{id: id, number: number, bytes: bytes, msg: m}
+	if !w.cfg.Signed {
+		return s
+	}
+	envelope, signed, err := round.Sign(w.keys[m.From], job, m)
 	if err != nil {
 		if !w.peers[m.From].liar {
 			w.fail("P3: peer %d cannot sign: %v", m.From, err)
 		}
-		return stored{id: round.ID(job, m), msg: m}
+		return s
 	}
 	opened, openedID, err := round.Open(envelope, job, w.openKeys)
-	if err != nil || openedID != id {
+	if err != nil || openedID != signed || signed != id || len(envelope) != bytes {
 		if !w.peers[m.From].liar {
 			w.fail("P3: peer %d signed what others refuse: %v", m.From, err)
 		}
-		return stored{id: id, msg: m}
+		return s
 	}
-	return stored{id: id, msg: opened, envelope: envelope}
+	s.msg, s.envelope = opened, envelope
+	return s
 }
 
 func (w *world) openKeys(roster round.Hash) ([]ed25519.PublicKey, bool) {
@@ -131,7 +128,7 @@ func (w *world) openKeys(roster round.Hash) ([]ed25519.PublicKey, bool) {
 
 // prove makes a proof of two messages if the peer still has both.
 func (w *world) prove(p *peer, a round.Accuse) {
-	var two []stored
+	var two []*stored
 	for _, s := range p.messages {
 		if s.id == a.A || s.id == a.B {
 			two = append(two, s)

@@ -24,6 +24,7 @@ package sim
 import (
 	"container/heap"
 	"crypto/ed25519"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -34,7 +35,7 @@ import (
 	"github.com/spirt-ml/spirt/internal/treehash"
 )
 
-// Config describes one run. Counts of faults are over the time of Chaos.
+// Config describes one run.
 type Config struct {
 	Seed   uint64
 	Peers  int
@@ -44,31 +45,23 @@ type Config struct {
 	Chaos  time.Duration // how long there are faults
 	Settle time.Duration // how long the heads may take to meet afterwards. 0: 20 s
 
-	Loss       float64 // of messages, each way
-	Duplicate  float64 // of messages
-	Delay      time.Duration
-	Slow       []int // peers that take five times as long to compute
-	Crashes    int   // with a restart from the last checkpoint
-	Partitions int   // into two parts, healing
-	Pauses     int   // of one peer, as by SIGSTOP
-	Failures   float64
-	PowerCuts  int   // of all peers at once, with restarts
-	Late       []int // peers that start only after Timeouts.Start
-	Dead       []int // peers that crash in Chaos and never return
+	Loss      float64 // of messages, each way
+	Duplicate float64 // of messages
+	Delay     time.Duration
+	Slow      []int   // peers that take five times as long to compute
+	Failures  float64 // of computing a gradient
 	// CrashWrites is the chance that a peer crashes at a durable write, before
 	// or after it reached the disk.
 	CrashWrites float64
-	// FullDisks is how often a peer's disk takes no checkpoint for a while.
-	FullDisks int
-	// Joiners are no members at first: a roster adds each in Chaos. Leavers are
-	// taken off the roster in Chaos.
-	Joiners, Leavers []int
+	// Draw says how many faults to draw from the seed, where Faults is nil.
+	Draw
+	// Faults are those that strike, and members that come and go, at their
+	// times: what a scenario file lists.
+	Faults []Fault
+
 	// Liars do what Lies says. They go on after Chaos.
 	Liars []int
 	Lies  Lies // zero: all of them
-	// Split is a partition for three quarters of Chaos, with half of the honest
-	// peers on each side.
-	Split bool
 	// Bridge leaves the liars connected to both sides of a partition.
 	Bridge bool
 	// Signed encodes, signs and opens every message.
@@ -79,6 +72,8 @@ type Config struct {
 	Timeouts round.Timeouts // zero: Timeouts()
 	// New makes a machine; nil: round.New.
 	New func(round.Config) (*round.Machine, error)
+	// Stop ends the run early when it is closed; nil: never.
+	Stop <-chan struct{}
 	// Trace gets a line for every event and action; nil: none.
 	Trace io.Writer
 }
@@ -108,6 +103,9 @@ type Result struct {
 	Final    uint64         // the highest final checkpoint
 	Expelled int            // liars that were proven guilty
 	Faults   map[string]int // how often each kind of fault struck
+	Messages uint64         // that peers sent to each other, those that were lost too
+	Bytes    uint64         // in them
+	Round    time.Duration  // mean virtual time of a round, from the second on
 }
 
 type item struct {
@@ -138,8 +136,22 @@ type state struct{ model, state round.Hash }
 // stored is a message in a peer's network layer.
 type stored struct {
 	id       round.Hash
+	number   int // of all IDs of the run, as they came up
+	bytes    int // of the envelope
 	msg      round.Message
 	envelope []byte // where the run is signed
+}
+
+// bits is a set of small numbers.
+type bits []uint64
+
+func (b bits) has(n int) bool { return n/64 < len(b) && b[n/64]&(1<<(n%64)) != 0 }
+
+func (b *bits) add(n int) {
+	for n/64 >= len(*b) {
+		*b = append(*b, 0)
+	}
+	(*b)[n/64] |= 1 << (n % 64)
 }
 
 type peer struct {
@@ -156,12 +168,13 @@ type peer struct {
 	checkpoints        map[round.Hash]round.Record
 	links              map[round.Hash][]round.Checkpoint
 	voted              round.Record
-	certificate        []stored
+	certificate        []*stored
 	full               bool // the disk
 	writing            bool // a vote
 
 	rosters []round.Roster // on disk too
 	left    bool
+	gone    bool // crashed for good
 	gated   map[int]bool
 	forged  uint64 // slot that a liar forged a record for
 	fooled  bool   // followed liars while hardly anyone else was connected
@@ -170,8 +183,8 @@ type peer struct {
 	// In memory.
 	states   map[state]bool
 	bodies   map[round.Hash]bool
-	messages []stored
-	known    map[round.Hash]bool
+	messages []*stored
+	known    bits   // by number
 	view     []bool // connections as last told to the machine
 	compute  int
 	fetch    int
@@ -204,6 +217,7 @@ type world struct {
 	queue queue
 	peers []*peer
 	group []int // partition that each peer is in
+	parts int   // partitions so far
 
 	rosters   []round.Roster
 	member    []bool
@@ -215,6 +229,8 @@ type world struct {
 	seen      map[seenKey]round.Hash // what honest peers got of liars
 	keys      []ed25519.PrivateKey
 	genesis   round.Record
+	numbers   map[round.Hash]int  // of messages
+	believed  map[round.Hash]bool // forged records that peers with hardly anyone else connected went to
 	records   map[round.Hash]round.Record
 	said      map[saidKey]round.Hash
 	counters  map[[2]uint64]round.Hash
@@ -224,6 +240,8 @@ type world struct {
 	healedAt  time.Duration
 	goal      uint64 // height to meet at
 	met       time.Duration
+	top       uint64        // height that anyone was at
+	firstAt   time.Duration // when the first was at height 1
 	result    Result
 	err       error
 }
@@ -248,9 +266,10 @@ func Run(cfg Config) (Result, error) {
 	if cfg.Delay == 0 {
 		cfg.Delay = 10 * time.Millisecond
 	}
+	cfg = cfg.Explicit()
 	w := &world{
 		cfg: cfg, rng: rand.New(rand.NewPCG(cfg.Seed, 0x5b1)), group: make([]int, cfg.Peers),
-		records: map[round.Hash]round.Record{}, said: map[saidKey]round.Hash{},
+		numbers: map[round.Hash]int{}, believed: map[round.Hash]bool{}, records: map[round.Hash]round.Record{}, said: map[saidKey]round.Hash{},
 		counters: map[[2]uint64]round.Hash{}, ballots: map[balloted][]round.Peer{},
 		adopted: map[uint64]map[int]round.Hash{},
 		final:   map[uint64]round.Hash{}, voters: map[round.Hash]map[int]bool{}, accused: map[int]bool{}, seen: map[seenKey]round.Hash{},
@@ -270,6 +289,7 @@ func Run(cfg Config) (Result, error) {
 	}
 	w.plan()
 	limit := cfg.Chaos + cfg.Settle
+	steps := 0
 	for w.err == nil && len(w.queue) > 0 && !w.done() {
 		it := heap.Pop(&w.queue).(item)
 		w.now = it.at
@@ -277,9 +297,23 @@ func Run(cfg Config) (Result, error) {
 			break
 		}
 		it.run()
+		if steps++; steps%1024 == 0 && w.stopped() {
+			return w.result, errStopped
+		}
 	}
 	w.end()
 	return w.result, w.err
+}
+
+var errStopped = errors.New("the simulation was stopped")
+
+func (w *world) stopped() bool {
+	select {
+	case <-w.cfg.Stop:
+		return true
+	default:
+		return false
+	}
 }
 
 var job = hash("job")
@@ -304,107 +338,94 @@ func (w *world) between(lo, hi time.Duration) time.Duration {
 	return lo + time.Duration(w.rng.Int64N(int64(hi-lo)+1))
 }
 
-// plan draws all faults.
+// plan puts the starts, the faults and their end on the clock.
 func (w *world) plan() {
 	for _, p := range w.peers {
-		if !w.member[p.id] {
-			continue
+		late := slices.ContainsFunc(w.cfg.Faults, func(f Fault) bool { return f.Kind == Start && f.Peer == p.id })
+		if w.member[p.id] && !late {
+			w.after(w.between(0, 300*time.Millisecond), func() { w.start(p) })
 		}
-		at := w.between(0, 300*time.Millisecond)
-		if slices.Contains(w.cfg.Late, p.id) {
-			at += w.cfg.Timeouts.Start
-		}
-		w.after(at, func() { w.start(p) })
 	}
-	chaos := w.cfg.Chaos
-	for range w.cfg.Crashes {
-		p := w.peers[w.rng.IntN(w.cfg.Peers)]
-		at := w.between(0, chaos)
-		down := w.between(50*time.Millisecond, max(chaos/2, 100*time.Millisecond))
-		w.after(at, func() {
+	for _, f := range w.cfg.Faults {
+		w.after(f.At, func() { w.inflict(f) })
+	}
+	for range w.cfg.Slow {
+		w.strike("slow peer")
+	}
+	w.after(w.cfg.Chaos, w.heal)
+	w.gossip()
+}
+
+// inflict has a fault strike.
+func (w *world) inflict(f Fault) {
+	p := w.peers[f.Peer]
+	switch f.Kind {
+	case Start:
+		if w.member[p.id] {
+			w.strike("late start")
+			w.start(p)
+		}
+	case Crash:
+		if f.For == 0 {
+			w.strike("death")
+			p.gone = true
+			w.crash(p)
+		} else if p.up {
 			w.strike("crash")
 			w.crash(p)
-			w.restart(p, down)
-		})
-	}
-	for range w.cfg.FullDisks {
-		p := w.peers[w.rng.IntN(w.cfg.Peers)]
-		w.after(w.between(0, chaos), func() {
-			w.strike("full disk")
-			p.full = true
-			w.after(w.between(0, chaos), func() { p.full = false })
-		})
-	}
-	w.planRosters()
-	for _, i := range w.cfg.Dead {
-		w.after(w.between(chaos/4, chaos), func() {
-			w.strike("death")
-			w.crash(w.peers[i])
-		})
-	}
-	for range w.cfg.PowerCuts {
-		w.after(w.between(chaos/4, chaos), func() {
-			w.strike("power cut")
-			for _, p := range w.peers {
-				if p.up {
-					w.crash(p)
-					w.restart(p, w.between(50*time.Millisecond, 500*time.Millisecond))
-				}
+			w.restart(p, f.For)
+		}
+	case FullDisk:
+		w.strike("full disk")
+		p.full = true
+		w.after(f.For, func() { p.full = false })
+	case PowerCut:
+		w.strike("power cut")
+		for _, p := range w.peers {
+			if p.up {
+				w.crash(p)
+				w.restart(p, w.between(min(f.For, 50*time.Millisecond), f.For))
 			}
-		})
-	}
-	for range w.cfg.Partitions {
-		at, length := w.between(0, chaos), w.between(100*time.Millisecond, max(chaos/2, 200*time.Millisecond))
-		side := w.rng.Uint64()
-		w.after(at, func() {
-			for i := range w.group {
-				w.group[i] = int(side >> i & 1)
+		}
+	case Partition, Split:
+		w.strike(string(f.Kind))
+		for i, part := range f.Parts {
+			for _, q := range part {
+				w.group[q] = i
 			}
-			w.strike("partition")
-			w.trace("partition %v", w.group)
-			w.relink(2*time.Second, 0)
-			w.after(length, func() {
-				clear(w.group)
-				w.trace("healed")
-				w.relink(0, 100*time.Millisecond)
-			})
-		})
-	}
-	if w.cfg.Split {
-		w.after(chaos/8, func() {
-			w.strike("split")
-			honest := 0
-			for i, p := range w.rng.Perm(w.cfg.Peers) {
-				if w.group[p] = i % 2; !w.peers[p].liar {
-					w.group[p] = honest % 2
-					honest++
-				}
-			}
-			w.trace("split %v", w.group)
+		}
+		w.parts++
+		number := w.parts
+		w.trace("%s %v", f.Kind, f.Parts)
+		if f.Kind == Split {
 			w.relink(500*time.Millisecond, 0)
-			w.after(chaos*3/4, func() {
+		} else {
+			w.relink(2*time.Second, 0)
+		}
+		w.after(f.For, func() {
+			if w.parts == number && !w.healed {
 				clear(w.group)
 				w.trace("healed")
 				w.relink(0, 100*time.Millisecond)
-			})
-		})
-	}
-	for range w.cfg.Pauses {
-		p := w.peers[w.rng.IntN(w.cfg.Peers)]
-		at, length := w.between(0, chaos), w.between(50*time.Millisecond, max(chaos/2, 100*time.Millisecond))
-		w.after(at, func() {
-			if !p.up || p.paused {
-				return
 			}
-			p.paused = true
-			w.strike("pause")
-			w.trace("peer %d paused", p.id)
-			w.relink(2*time.Second, 0)
-			w.after(length, func() { w.resume(p) })
 		})
+	case Pause:
+		if !p.up || p.paused {
+			return
+		}
+		p.paused = true
+		w.strike("pause")
+		w.trace("peer %d paused", p.id)
+		w.relink(2*time.Second, 0)
+		life := p.life
+		w.after(f.For, func() {
+			if p.life == life {
+				w.resume(p)
+			}
+		})
+	case Join, Leave:
+		w.change(f.Peer, f.Kind == Join)
 	}
-	w.after(chaos, w.heal)
-	w.gossip()
 }
 
 // heal ends all faults.
@@ -414,7 +435,7 @@ func (w *world) heal() {
 	for _, p := range w.peers {
 		w.resume(p)
 		p.full = false
-		if !p.up && !p.left && w.member[p.id] && !slices.Contains(w.cfg.Dead, p.id) {
+		if !p.up && !p.left && w.member[p.id] {
 			w.start(p)
 		}
 		if !p.liar {
