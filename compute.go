@@ -9,6 +9,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/spirt-ml/spirt/dataset"
 	"github.com/spirt-ml/spirt/function"
@@ -17,6 +18,7 @@ import (
 	"github.com/spirt-ml/spirt/internal/treehash"
 	"github.com/spirt-ml/spirt/nn"
 	"github.com/spirt-ml/spirt/tensor"
+	"github.com/spirt-ml/spirt/tensordb"
 )
 
 // computer computes a peer's averaged gradients with its functions. What the
@@ -27,10 +29,11 @@ type computer struct {
 	store    *store
 	platform *function.Platform
 	base     gradient.Event // what all events have in common
-	train    int            // samples to train on: the job's, or this peer's own
-	private  bool           // they are this peer's own
-	samples  int            // for validation
-	serial   atomic.Uint64  // of accumulators: none is used twice
+	sign     func(tensordb.Grant) (string, error)
+	train    int           // samples to train on: the job's, or this peer's own
+	private  bool          // they are this peer's own
+	samples  int           // for validation
+	serial   atomic.Uint64 // of accumulators: none is used twice
 	warn     func(format string, args ...any)
 }
 
@@ -273,7 +276,15 @@ func (c *computer) event(parameters string) (gradient.Event, error) {
 	return e, nil
 }
 
+// invoke runs a function with a token for what its event names, no more.
 func (c *computer) invoke(ctx context.Context, e gradient.Event) (gradient.Result, error) {
+	grant := tensordb.Grant{
+		Read: []string{e.Parameters.Key, e.Images, e.Labels}, Accumulate: e.Accumulate, Minibatch: e.Minibatch, Life: 4*c.job.Functions.Timeout + time.Hour, // retries too, and waiting
+	}
+	var err error
+	if e.Database.Token, err = c.sign(grant); err != nil {
+		return gradient.Result{}, err
+	}
 	payload, err := json.Marshal(e)
 	if err != nil {
 		return gradient.Result{}, fmt.Errorf("encoding an event: %w", err)

@@ -2,9 +2,7 @@ package spirt
 
 import (
 	"context"
-	"crypto/rand"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -127,11 +125,11 @@ func openPeer(cfg PeerConfig) (_ *peer, err error) {
 		return nil, err
 	}
 	p.onClose(p.events.Close)
-	socket, token, err := p.openDatabase()
+	socket, err := p.openDatabase()
 	if err != nil {
 		return nil, err
 	}
-	if err := p.openFunctions(socket, token); err != nil {
+	if err := p.openFunctions(socket); err != nil {
 		return nil, err
 	}
 	if err := p.openLoop(); err != nil {
@@ -156,40 +154,34 @@ func (p *peer) close() error {
 }
 
 // openDatabase opens the tensor database, serves it to this peer's functions
-// and puts the peer's samples in it. It returns the socket and the token that
-// functions use.
-func (p *peer) openDatabase() (socket, token string, err error) {
+// and puts the peer's samples in it. It returns the socket that functions use.
+func (p *peer) openDatabase() (socket string, err error) {
 	p.db, err = tensordb.Open(tensordb.Config{Dir: filepath.Join(p.dir, databaseDir), MaxMemory: p.databaseMemory(), Logger: p.log})
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
 	p.onClose(p.db.Close)
 	prefix := fmt.Sprintf("{%s:%d}:", p.ids.job.Short(), p.n)
 	p.store = newStore(p.db, prefix, &p.job, p.model.NumParams())
 	p.computer = &computer{job: p.job, self: p.n - 1, store: p.store, warn: p.warn}
 	if err := p.computer.loadSamples(p.data, p.own); err != nil {
-		return "", "", err
+		return "", err
 	}
 
 	socket, err = p.socketPath()
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
 	listener, err := tensordb.ListenUnix(socket)
 	if err != nil {
-		return "", "", err
+		return "", err
 	}
-	secret := make([]byte, 32)
-	rand.Read(secret) // never fails
-	token = hex.EncodeToString(secret)
-	p.server = tensordb.NewServer(p.db, tensordb.ServerConfig{
-		Tokens: []tensordb.Token{{Secret: token, Prefix: prefix, Access: tensordb.Function}},
-		Logger: p.log,
-	})
+	p.server = tensordb.NewServer(p.db, tensordb.ServerConfig{Logger: p.log})
+	p.computer.sign = p.server.Sign
 	serving := make(chan error, 1)
 	go func() { serving <- p.server.Serve(listener) }() // ends with the server's Close
 	p.onClose(func() error { return errors.Join(p.server.Close(), <-serving) })
-	return socket, token, nil
+	return socket, nil
 }
 
 // socketPath returns where the database listens: in the peer's folder, or in
@@ -233,11 +225,11 @@ func (p *peer) databaseMemory() int64 {
 }
 
 // openFunctions starts the platform that runs this peer's gradient function.
-func (p *peer) openFunctions(socket, token string) error {
+func (p *peer) openFunctions(socket string) error {
 	var err error
 	f := p.job.Functions
 	p.platform, err = function.New(function.Config{
-		Name: "gradient", Command: []string{p.cfg.Executable, "function"}, Env: []string{"SPIRT_DB_TOKEN=" + token},
+		Name: "gradient", Command: []string{p.cfg.Executable, "function"},
 		Concurrency: f.Concurrency, MemoryMB: f.MemoryMB, Timeout: f.Timeout, IdleTimeout: 5 * time.Minute, Retries: 3,
 		Isolation: function.Isolation{Sockets: []string{socket}}, Logger: p.log, OnInvocation: p.meter,
 	})

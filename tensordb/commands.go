@@ -2,6 +2,7 @@ package tensordb
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"fmt"
 	"math"
 	"slices"
@@ -95,14 +96,23 @@ func (c *conn) ok() error {
 }
 
 func (c *conn) auth(args [][]byte) error {
-	token := c.server.authenticate(args[len(args)-1])
+	secret := args[len(args)-1]
+	token, grant := c.server.authenticate(secret), (*signedGrant)(nil)
 	if token == nil {
+		grant = c.server.openGrant(string(secret))
+	}
+	if token == nil && grant == nil {
 		c.authErrors++
 		c.quit = c.authErrors >= maxAuthErrors
+		c.server.count(func(t *ServerStats) { t.WrongTokens++ })
 		c.server.config.Logger.Warn("the database refuses a wrong token", "remote", c.nc.RemoteAddr().String())
 		return refuse("WRONGPASS", "no such token")
 	}
-	c.token = token
+	shown := sha256.Sum256(secret)
+	if !c.server.hold(shown, c.shown) {
+		return refuse("ERR", "too many connections with this token")
+	}
+	c.token, c.grant, c.shown = token, grant, shown
 	c.r.SetLimits(resp.Limits{MaxArgs: maxArgs, MaxBulk: c.server.config.MaxBulk})
 	return c.ok()
 }
@@ -121,7 +131,7 @@ func (c *conn) hello(args [][]byte) error {
 		}
 		c.out = c.out[:at] // HELLO answers for both
 	}
-	if c.token == nil {
+	if !c.known() {
 		return refuse("NOAUTH", "send AUTH with the token first, or HELLO 2 AUTH user token")
 	}
 	c.out = resp.AppendArray(c.out, 6)
@@ -150,12 +160,10 @@ func (c *conn) ping(args [][]byte) error {
 
 func (c *conn) info([][]byte) error {
 	stats := c.db.Stats()
-	c.server.mu.Lock()
-	conns := len(c.server.conns)
-	c.server.mu.Unlock()
+	server := c.server.Stats()
 	c.out = resp.AppendBulkString(c.out, fmt.Sprintf(
-		"# Server\r\nserver:spirt\r\nconnected_clients:%d\r\n# Memory\r\nused_memory:%d\r\nfree_memory:%d\r\nmaxmemory:%d\r\n# Keyspace\r\ntensors:%d\r\naccumulators:%d\r\nversion_counter:%d\r\n",
-		conns, stats.MemoryUsed, stats.MemoryFree, stats.MemoryLimit, stats.Keys, stats.Accumulators, stats.LastVersion))
+		"# Server\r\nserver:spirt\r\nconnected_clients:%d\r\nrejected_connections:%d\r\nwrong_tokens:%d\r\nnot_allowed:%d\r\nmalformed:%d\r\ntimed_out:%d\r\n# Memory\r\nused_memory:%d\r\nfree_memory:%d\r\nmaxmemory:%d\r\n# Keyspace\r\ntensors:%d\r\naccumulators:%d\r\nversion_counter:%d\r\n",
+		server.Connections, server.TooMany, server.WrongTokens, server.NotAllowed, server.Malformed, server.TimedOut, stats.MemoryUsed, stats.MemoryFree, stats.MemoryLimit, stats.Keys, stats.Accumulators, stats.LastVersion))
 	return nil
 }
 

@@ -1,6 +1,7 @@
 package tensordb
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net"
+	"os"
 	"runtime/debug"
 	"sync"
 	"time"
@@ -37,7 +39,7 @@ type Token struct {
 
 // ServerConfig says how a Server behaves.
 type ServerConfig struct {
-	// Tokens are who may connect. None: nobody.
+	// Tokens are who may connect, beside who shows what Server.Sign made.
 	Tokens []Token
 	// Logger receives refused and failed connections. Nil: nothing is logged.
 	Logger *slog.Logger
@@ -46,6 +48,14 @@ type ServerConfig struct {
 	MaxBulk int64
 	// MaxConns bounds the connections at one time. Zero: 1,024.
 	MaxConns int
+	// MaxTokenConns bounds those that show the same token. Zero: 64.
+	MaxTokenConns int
+	// AuthTimeout closes a connection that has not shown a token. Zero: 10
+	// seconds.
+	AuthTimeout time.Duration
+	// CommandTimeout closes a connection on which one command or its reply
+	// takes longer, however steadily bytes move. Zero: 5 minutes.
+	CommandTimeout time.Duration
 	// IdleTimeout closes a connection on which no command starts. Zero: 10
 	// minutes.
 	IdleTimeout time.Duration
@@ -64,6 +74,15 @@ func (c ServerConfig) withDefaults() ServerConfig {
 	if c.MaxConns <= 0 {
 		c.MaxConns = 1024
 	}
+	if c.MaxTokenConns <= 0 {
+		c.MaxTokenConns = 64
+	}
+	if c.AuthTimeout <= 0 {
+		c.AuthTimeout = 10 * time.Second
+	}
+	if c.CommandTimeout <= 0 {
+		c.CommandTimeout = 5 * time.Minute
+	}
 	if c.IdleTimeout <= 0 {
 		c.IdleTimeout = 10 * time.Minute
 	}
@@ -73,15 +92,29 @@ func (c ServerConfig) withDefaults() ServerConfig {
 	return c
 }
 
+// ServerStats counts what a server refused since it was made.
+type ServerStats struct {
+	Connections int    // open now
+	TooMany     uint64 // connections refused because there were too many, in all or with one token
+	WrongTokens uint64 // AUTH with a token that is none
+	NotAllowed  uint64 // commands that their token does not allow
+	Malformed   uint64 // connections closed for bytes that are not RESP, or too large
+	TimedOut    uint64 // connections closed because nothing moved, or too slowly
+}
+
 // Server answers RESP commands on a DB.
 type Server struct {
 	db     *DB
 	config ServerConfig
 	hashes [][sha256.Size]byte // of the tokens' secrets
+	key    [32]byte            // signs grants
+	made   time.Time
 
 	mu        sync.Mutex
 	listeners map[net.Listener]bool
 	conns     map[net.Conn]bool
+	holders   map[[sha256.Size]byte]int // connections by hash of the token they showed
+	stats     ServerStats
 	closed    bool
 	done      chan struct{}
 	wg        sync.WaitGroup
@@ -91,9 +124,10 @@ type Server struct {
 // server does not close db.
 func NewServer(db *DB, config ServerConfig) *Server {
 	s := &Server{
-		db: db, config: config.withDefaults(),
-		listeners: make(map[net.Listener]bool), conns: make(map[net.Conn]bool), done: make(chan struct{}),
+		db: db, config: config.withDefaults(), made: time.Now(),
+		listeners: make(map[net.Listener]bool), conns: make(map[net.Conn]bool), holders: make(map[[sha256.Size]byte]int), done: make(chan struct{}),
 	}
+	rand.Read(s.key[:]) // never fails
 	for _, t := range config.Tokens {
 		s.hashes = append(s.hashes, sha256.Sum256([]byte(t.Secret)))
 	}
@@ -151,6 +185,7 @@ func (s *Server) start(nc net.Conn) {
 	case s.closed:
 		nc.Close()
 	case len(s.conns) >= s.config.MaxConns:
+		s.stats.TooMany++
 		s.config.Logger.Warn("the database refuses a connection: too many", "limit", s.config.MaxConns)
 		// The few bytes fit the socket's empty buffer; a deadline is enough.
 		nc.SetWriteDeadline(time.Now().Add(time.Second))
@@ -187,6 +222,44 @@ func (s *Server) Close() error {
 	return nil
 }
 
+// Stats returns the counts.
+func (s *Server) Stats() ServerStats {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.stats.Connections = len(s.conns)
+	return s.stats
+}
+
+func (s *Server) count(f func(*ServerStats)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f(&s.stats)
+}
+
+// hold counts a connection as one that shows a token instead of another, zero
+// for none, and reports whether there may be as many.
+func (s *Server) hold(token, instead [sha256.Size]byte) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	none := [sha256.Size]byte{}
+	if token == instead {
+		return true
+	}
+	if token != none && s.holders[token] >= s.config.MaxTokenConns {
+		s.stats.TooMany++
+		return false
+	}
+	if token != none {
+		s.holders[token]++
+	}
+	if instead != none {
+		if s.holders[instead]--; s.holders[instead] == 0 {
+			delete(s.holders, instead)
+		}
+	}
+	return true
+}
+
 // authenticate returns the token with this secret. It takes the same time
 // whichever it is, or if it is none.
 func (s *Server) authenticate(secret []byte) *Token {
@@ -207,17 +280,27 @@ func (s *Server) authenticate(secret []byte) *Token {
 type timedConn struct {
 	net.Conn
 	readTimeout, writeTimeout time.Duration
+	until                     time.Time // the deadline whatever moves; zero: none
+}
+
+// deadline is the next one of an operation that may take d.
+func (c *timedConn) deadline(d time.Duration) time.Time {
+	at := time.Now().Add(d)
+	if !c.until.IsZero() && c.until.Before(at) {
+		return c.until
+	}
+	return at
 }
 
 func (c *timedConn) Read(p []byte) (int, error) {
-	if err := c.Conn.SetReadDeadline(time.Now().Add(c.readTimeout)); err != nil {
+	if err := c.Conn.SetReadDeadline(c.deadline(c.readTimeout)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Read(p)
 }
 
 func (c *timedConn) Write(p []byte) (int, error) {
-	if err := c.Conn.SetWriteDeadline(time.Now().Add(c.writeTimeout)); err != nil {
+	if err := c.Conn.SetWriteDeadline(c.deadline(c.writeTimeout)); err != nil {
 		return 0, err
 	}
 	return c.Conn.Write(p)
@@ -242,7 +325,10 @@ type conn struct {
 	db     *DB
 	nc     timedConn
 	r      *resp.Reader
-	token  *Token // nil: not authenticated
+	token  *Token // nil: not authenticated, or by a grant
+	grant  *signedGrant
+	shown  [sha256.Size]byte // hash of the token or grant; zero: none
+	opened time.Time
 
 	out        []byte   // replies not written yet
 	spec       *command // being answered
@@ -257,8 +343,9 @@ type conn struct {
 }
 
 func (s *Server) serve(nc net.Conn) {
-	c := &conn{server: s, db: s.db}
-	c.nc = timedConn{nc, s.config.IdleTimeout, s.config.TransferTimeout}
+	c := &conn{server: s, db: s.db, opened: time.Now()}
+	c.nc = timedConn{Conn: nc, readTimeout: s.config.IdleTimeout, writeTimeout: s.config.TransferTimeout}
+	defer func() { s.hold([sha256.Size]byte{}, c.shown) }()
 	c.r = resp.NewReader(&c.nc, strangerLimits)
 	defer nc.Close()
 	defer func() {
@@ -268,12 +355,16 @@ func (s *Server) serve(nc net.Conn) {
 		}
 	}()
 	err := c.loop()
+	if errors.Is(err, os.ErrDeadlineExceeded) {
+		s.count(func(t *ServerStats) { t.TimedOut++ })
+	}
 	if errors.Is(err, resp.ErrProtocol) {
 		code := "ERR"
 		if errors.Is(err, resp.ErrTooLarge) {
 			code = "TOOLARGE"
 		}
 		c.out = resp.AppendError(c.out, code, err.Error())
+		s.count(func(t *ServerStats) { t.Malformed++ })
 		s.config.Logger.Warn("the database closes a connection", "error", err)
 	}
 	if c.flush() == nil && (err == nil || errors.Is(err, resp.ErrProtocol)) {
@@ -301,16 +392,26 @@ func (c *conn) loop() error {
 			}
 		}
 		c.nc.readTimeout = c.server.config.IdleTimeout
+		c.nc.until = time.Time{}
+		if !c.known() { // all that is not a token has to come in time
+			c.nc.until = c.opened.Add(c.server.config.AuthTimeout)
+		}
 		if err := c.r.Wait(); err != nil {
 			return err
 		}
 		c.nc.readTimeout = c.server.config.TransferTimeout
+		if c.known() {
+			c.nc.until = time.Now().Add(c.server.config.CommandTimeout)
+		}
 		if err := c.command(); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// known reports whether a token was shown.
+func (c *conn) known() bool { return c.token != nil || c.grant != nil }
 
 // command reads and answers one command. An error ends the connection.
 func (c *conn) command() error {
@@ -326,6 +427,9 @@ func (c *conn) command() error {
 		var refused *resp.Error
 		if !errors.As(err, &refused) {
 			return err
+		}
+		if refused.Code == "NOPERM" {
+			c.server.count(func(t *ServerStats) { t.NotAllowed++ })
 		}
 		c.out = resp.AppendError(c.out, refused.Code, refused.Message)
 	}
@@ -343,7 +447,7 @@ func (c *conn) command() error {
 func (c *conn) answer(n int) error {
 	c.args = append(c.args, c.text)
 	name, spec := findCommand(c.args[0])
-	if c.token == nil && (spec == nil || !spec.stranger) {
+	if !c.known() && (spec == nil || !spec.stranger) {
 		return refuse("NOAUTH", "send AUTH with the token first")
 	}
 	if spec == nil {
@@ -366,6 +470,11 @@ func (c *conn) answer(n int) error {
 	for _, end := range c.ends {
 		c.args = append(c.args, c.text[at:end])
 		at = end
+	}
+	if c.grant != nil {
+		if err := c.grant.allows(name, c.args); err != nil {
+			return err
+		}
 	}
 	if c.token != nil {
 		if c.token.Access < spec.access {
@@ -444,7 +553,7 @@ func (c *conn) flushWith(data []byte) error {
 	piece := data[:min(len(data), pieceSize)]
 	if len(c.out) > 0 {
 		buffers := net.Buffers{c.out, piece}
-		if err := c.nc.SetWriteDeadline(time.Now().Add(c.nc.writeTimeout)); err != nil {
+		if err := c.nc.SetWriteDeadline(c.nc.deadline(c.nc.writeTimeout)); err != nil {
 			return err
 		}
 		if _, err := buffers.WriteTo(c.nc.Conn); err != nil {

@@ -27,6 +27,12 @@ const (
 // startServer serves a new database on a Unix socket until the test ends.
 func startServer(t testing.TB, config Config, serverConfig ServerConfig) (db *DB, socket string) {
 	t.Helper()
+	db, _, socket = startTheServer(t, config, serverConfig)
+	return db, socket
+}
+
+func startTheServer(t testing.TB, config Config, serverConfig ServerConfig) (db *DB, s *Server, socket string) {
+	t.Helper()
 	db, err := Open(config)
 	if err != nil {
 		t.Fatal(err)
@@ -46,7 +52,7 @@ func startServer(t testing.TB, config Config, serverConfig ServerConfig) (db *DB
 		{Secret: funcToken, Prefix: testPrefix, Access: Function},
 		{Secret: readToken, Prefix: testPrefix, Access: ReadOnly},
 	}
-	s := NewServer(db, serverConfig)
+	s = NewServer(db, serverConfig)
 	served := make(chan error, 1)
 	go func() { served <- s.Serve(ln) }()
 	t.Cleanup(func() {
@@ -56,7 +62,7 @@ func startServer(t testing.TB, config Config, serverConfig ServerConfig) (db *DB
 		}
 		db.Close()
 	})
-	return db, socket
+	return db, s, socket
 }
 
 func dial(t testing.TB, socket, token string) *resp.Conn {

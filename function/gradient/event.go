@@ -23,7 +23,8 @@ const (
 	MaxEvaluation = 500_000 // rows of an evaluation
 	MaxMinibatch  = 1 << 30
 	MaxRow        = 1 << 30
-	maxKey        = 512 // bytes of a key or address
+	maxToken      = 4096 // bytes
+	maxKey        = 512  // bytes of a key or address
 )
 
 // Event says what to compute. Only keys travel in it, never tensors.
@@ -45,6 +46,7 @@ type Event struct {
 type Database struct {
 	Network string `json:"network"` // "unix" or "tcp"
 	Address string `json:"address"`
+	Token   string `json:"token,omitempty"` // for AUTH; empty: the instance's own
 }
 
 // Parameters names one version of the parameters. Version 0 is whichever the key holds.
@@ -103,6 +105,9 @@ func (e Event) validate() error {
 	}
 	if e.Database.Network != "unix" && e.Database.Network != "tcp" {
 		return bad("database network %.40q is not unix or tcp", e.Database.Network)
+	}
+	if len(e.Database.Token) > maxToken || strings.ContainsRune(e.Database.Token, 0) {
+		return bad("database token has %d bytes, want up to %d, none of them zero", len(e.Database.Token), maxToken)
 	}
 	for _, k := range []struct{ name, value string }{
 		{"database address", e.Database.Address}, {"parameters key", e.Parameters.Key}, {"images", e.Images}, {"labels", e.Labels},

@@ -12,6 +12,7 @@
 package gradient
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"math"
@@ -35,7 +36,7 @@ const dialTimeout = 5 * time.Second
 
 // Config says how a Handler reaches its database.
 type Config struct {
-	Token    string // for AUTH; empty: none
+	Token    string // for AUTH where the event has none; empty: none
 	MemoryMB int    // a model and minibatch that need more are refused; 0: not limited
 }
 
@@ -43,8 +44,9 @@ type Config struct {
 type Handler struct {
 	config Config
 
-	at   Database // of conn and of what was read
-	conn *resp.Conn
+	at    Database // of conn and of what was read; without token
+	conn  *resp.Conn
+	shown string // the token that conn showed last
 
 	model     *nn.Model
 	spec      nn.Spec // of model
@@ -153,9 +155,11 @@ type run struct {
 func (r *run) read(ctx context.Context, rows []int) error {
 	start := time.Now()
 	h := r.h
-	if h.at != r.e.Database {
+	at := r.e.Database
+	at.Token = ""
+	if h.at != at {
 		h.Close()
-		h.at, h.held = r.e.Database, Parameters{}
+		h.at, h.held = at, Parameters{}
 	}
 	commands := make([]resp.Command, 0, 3)
 	for i, key := range []string{r.e.Labels, r.e.Images} {
@@ -303,24 +307,34 @@ func (r *run) evaluate(ctx context.Context) error {
 	return nil
 }
 
-// do sends commands; where the connection is or becomes broken, once again on a new one. All commands used here may be
+// do sends commands, after AUTH where the connection has not shown the event's token, in one piece; where the connection is or becomes broken, once again on a new one. All commands used here may be
 // repeated.
 func (r *run) do(ctx context.Context, commands ...resp.Command) ([]resp.Reply, error) {
 	h := r.h
+	token := cmp.Or(r.e.Database.Token, h.config.Token)
 	for {
 		if h.conn == nil {
 			conn, err := resp.Dial(ctx, h.at.Network, h.at.Address, resp.DialOptions{
-				Token: h.config.Token, Timeout: dialTimeout, Limits: resp.Limits{MaxBulk: 4 * nn.MaxParams},
+				Timeout: dialTimeout, Limits: resp.Limits{MaxBulk: 4 * nn.MaxParams},
 			})
 			if err != nil {
 				return nil, r.classify(err)
 			}
-			h.conn = conn
+			h.conn, h.shown = conn, ""
 		}
-		replies, err := h.conn.DoAll(ctx, commands...)
+		send, first := commands, 0
+		if token != h.shown {
+			send, first = append([]resp.Command{{Args: []any{"AUTH", token}}}, commands...), 1
+		}
+		replies, err := h.conn.DoAll(ctx, send...)
+		if err == nil {
+			h.shown = token
+			return replies[first:], nil
+		}
+		h.shown = "" // what the connection may do is not known
 		var refused *resp.Error
-		if err == nil || errors.As(err, &refused) {
-			return replies, r.classify(err)
+		if errors.As(err, &refused) {
+			return nil, r.classify(err)
 		}
 		h.Close()
 		if ctx.Err() != nil || r.redone {

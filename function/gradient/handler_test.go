@@ -8,9 +8,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spirt-ml/spirt/nn"
 	"github.com/spirt-ml/spirt/tensor"
+	"github.com/spirt-ml/spirt/tensordb"
 )
 
 func newHandler(t testing.TB) *Handler {
@@ -210,6 +212,46 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// An event's own token is what counts: the instance has none, and what one event grants is not the next one's.
+func TestGrantedEvents(t *testing.T) {
+	p := newPeer(t, "logistic")
+	check(t, p.db.Accumulator(prefix+"gradient", len(p.params), 3, 3))
+	h := NewHandler(Config{})
+	defer h.Close()
+	granted := func(minibatch int) Event {
+		e := p.gradient(minibatch, 8)
+		var err error
+		e.Database.Token, err = p.server.Sign(tensordb.Grant{
+			Read: []string{e.Parameters.Key, e.Images, e.Labels}, Accumulate: e.Accumulate, Minibatch: minibatch, Life: time.Minute,
+		})
+		check(t, err)
+		return e
+	}
+	for minibatch := range 2 {
+		r, err := h.Invoke(t.Context(), granted(minibatch))
+		check(t, err)
+		if r.Status != "counted" {
+			t.Errorf("minibatch %d: %s", minibatch, r.Status)
+		}
+	}
+	other := granted(1)
+	other.Minibatch = 2
+	_, err := h.Invoke(t.Context(), other)
+	wantError(t, err, Refused, "NOPERM")
+	other = granted(2)
+	other.Database.Token = other.Database.Token[:len(other.Database.Token)-2]
+	_, err = h.Invoke(t.Context(), other)
+	wantError(t, err, Refused, "WRONGPASS")
+	other.Database.Token = strings.Repeat("x", maxToken+1)
+	_, err = h.Invoke(t.Context(), other)
+	wantError(t, err, BadEvent, "token")
+	r, err := h.Invoke(t.Context(), granted(2)) // on the connection that was refused before
+	check(t, err)
+	if r.Status != "counted" {
+		t.Errorf("minibatch 2: %s", r.Status)
+	}
+}
+
 func TestReconnects(t *testing.T) {
 	p := newPeer(t, "logistic")
 	check(t, p.db.Accumulator(prefix+"gradient", len(p.params), 3, 3))
@@ -243,7 +285,7 @@ func TestBadEvents(t *testing.T) {
 	spec, err := nn.Builtin("logistic")
 	check(t, err)
 	good := Event{
-		Task: TaskGradient, Database: Database{"unix", "/tmp/db"}, Model: spec, Parameters: Parameters{"p", 1},
+		Task: TaskGradient, Database: Database{Network: "unix", Address: "/tmp/db"}, Model: spec, Parameters: Parameters{"p", 1},
 		Images: "i", Labels: "l", Rows: []int{0}, Scale: 1, Accumulate: "a",
 	}
 	encode := func(e Event) string {
@@ -283,7 +325,7 @@ func FuzzDecodeEvent(f *testing.F) {
 	spec, err := nn.Builtin("lenet5")
 	check(f, err)
 	b, err := json.Marshal(Event{
-		Task: TaskGradient, Database: Database{"unix", "/tmp/db"}, Model: spec, Parameters: Parameters{"p", 1},
+		Task: TaskGradient, Database: Database{Network: "unix", Address: "/tmp/db"}, Model: spec, Parameters: Parameters{"p", 1},
 		Images: "i", Labels: "l", Rows: []int{0, 5}, Scale: 1, Accumulate: "a", Minibatch: 3,
 	})
 	check(f, err)
