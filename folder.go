@@ -17,9 +17,15 @@ const (
 	modelFile   = "model.safetensors"
 	recordFile  = "run.json"
 	peersDir    = "peers"
+	invitesFile = "invites.json"
 
 	// in peers/<n>
 	keyFile       = "key"
+	nextKeyFile   = "key.next" // is to replace it
+	oldKeyFile    = "key.old"  // was replaced
+	settingsFile  = "peer.yaml"
+	addressesFile = "addresses.yaml"
+	newPeerDir    = "new" // of one that has no index yet
 	lockFileName  = "lock"
 	addressFile   = "address"
 	logFile       = "log"

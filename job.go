@@ -73,6 +73,10 @@ type Job struct {
 	// CheckpointEvery is the number of rounds between two checkpoints: a peer's
 	// state goes to disk, and the peers vote on what is final. Default 50.
 	CheckpointEvery int `yaml:"checkpoint_every"`
+	// Speed is how many minibatches a second the machine computed that made
+	// the job: who joins measures its own, and takes a share that fits. 0, the
+	// default: all take the same.
+	Speed float64 `yaml:"speed,omitempty"`
 	// PauseAfter stops a peer that is connected to less than a quorum so many
 	// rounds after the last final checkpoint. 0: it trains on, tentative.
 	PauseAfter int `yaml:"pause_after,omitempty"`
@@ -197,6 +201,9 @@ func (j *Job) Resolve() error {
 	orInt(&j.CheckpointEvery, 50)
 	if j.CheckpointEvery < 1 || j.CheckpointEvery > 1<<20 {
 		return fmt.Errorf("checkpoint_every: %d is out of range: take 1 to %d rounds", j.CheckpointEvery, 1<<20)
+	}
+	if !(j.Speed >= 0 && j.Speed < 1e9) {
+		return fmt.Errorf("speed: %v is out of range: leave it out", j.Speed)
 	}
 	if j.PauseAfter < 0 || j.PauseAfter > 0 && j.PauseAfter < 3*j.CheckpointEvery {
 		return fmt.Errorf("pause_after: %d is out of range: take 0 (never), or at least three checkpoints, %d rounds", j.PauseAfter, 3*j.CheckpointEvery)
@@ -328,7 +335,7 @@ func checkYAML(b []byte) error {
 			pair := n.(*ast.MappingValueNode)
 			f, ok := pair.Value.(*ast.FloatNode)
 			key := pair.Key.String()
-			if !ok || key == "lr" || key == "target_accuracy" || f.Value == math.Trunc(f.Value) {
+			if !ok || key == "lr" || key == "target_accuracy" || key == "speed" || f.Value == math.Trunc(f.Value) {
 				continue
 			}
 			at := f.GetToken().Position

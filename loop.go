@@ -142,24 +142,21 @@ func (p *peer) rosterOf(r *membership.Roster) round.Roster {
 }
 
 // learnRosters tells the machine and the network of rosters that are new in
-// the run folder or came over the network. Those that came otherwise are
-// spread.
-func (p *peer) learnRosters(ctx context.Context, spread bool) error {
+// the run folder or came over the network.
+func (p *peer) learnRosters(ctx context.Context) error {
 	l := &p.loop
+	if err := p.checkKey(); err != nil {
+		return err
+	}
+	p.spread()
 	for _, r := range p.ids.rosters.training() {
 		id := r.Hash()
 		if l.known[id] {
 			continue
 		}
 		l.known[id] = true
-		if err := p.host.SetMembers(p.memberKeys()); err != nil {
+		if err := p.setMembers(); err != nil {
 			return fmt.Errorf("roster %s: %w", id.Short(), err)
-		}
-		if spread {
-			m := round.Message{From: round.Peer(p.n - 1), Slot: r.Epoch + 1, Roster: l.head.Roster, Body: round.RosterNotice{Data: r.Encode()}}
-			if err := p.broadcast(m); err != nil {
-				p.warn("roster %s could not be spread: %v", id.Short(), err)
-			}
 		}
 		if err := p.step(ctx, round.RosterKnown{Roster: p.rosterOf(r)}); err != nil {
 			return err
@@ -170,11 +167,11 @@ func (p *peer) learnRosters(ctx context.Context, spread bool) error {
 
 // broadcast signs a message and floods it.
 func (p *peer) broadcast(m round.Message) error {
-	data, id, err := round.Sign(p.ids.key, p.ids.job, m)
+	data, id, err := round.Sign(p.signerUnder(m.Roster), p.ids.job, m)
 	if err != nil {
 		return err
 	}
-	return p.host.Broadcast(data, p2p.Meta{ID: id, From: p.n - 1, Slot: m.Slot, Sticky: m.Type().Sticky()})
+	return p.host.Broadcast(data, p2p.Meta{ID: id, From: p.n - 1, Slot: m.Slot, Sticky: sticky(m)})
 }
 
 // genesis makes the state that every peer of the job starts from, and returns
@@ -201,8 +198,28 @@ func (p *peer) run(ctx context.Context) error {
 		defer l.wg.Done()
 		p.discover(ctx)
 	}()
+	l.wg.Add(1)
+	go func() {
+		defer l.wg.Done()
+		p.discoverNetwork(ctx)
+	}()
 	p.log.Info("peer started", "peer", p.n, "addresses", p.host.Addrs())
 	l.started, l.headAt = time.Now(), time.Now()
+	if l.machine == nil {
+		pending, err := p.lobby(ctx)
+		if err == nil {
+			err = p.openLoop()
+		}
+		if err != nil {
+			return err
+		}
+		l.started, l.headAt = time.Now(), time.Now()
+		for _, e := range pending {
+			if err := p.network(ctx, e); err != nil {
+				return err
+			}
+		}
+	}
 	if err := p.step(ctx, round.Start{}); err != nil {
 		return err
 	}
@@ -218,7 +235,9 @@ func (p *peer) run(ctx context.Context) error {
 		case e := <-p.host.Events():
 			err = p.network(ctx, e)
 		case <-p.ids.rosters.changed:
-			err = p.learnRosters(ctx, true)
+			err = p.learnRosters(ctx)
+		case petition := <-p.relayed:
+			p.tell(p.standing(), round.Petition{Data: petition})
 		case r := <-l.results:
 			if err = r.err; err == nil && r.dropped() == nil { // it may have been dropped in the moment it was sent
 				err = p.result(ctx, r)
@@ -241,6 +260,7 @@ func (p *peer) network(ctx context.Context, e p2p.Event) error {
 	switch e := e.(type) {
 	case p2p.Connected:
 		p.emitMember(e.Member, Event{State: "connected"})
+		p.greet()
 		return p.step(ctx, round.Connected{Peer: round.Peer(e.Member)})
 	case p2p.Disconnected:
 		if p.loop.head.Height+1 < uint64(p.job.Rounds) { // at the end they leave
@@ -252,8 +272,8 @@ func (p *peer) network(ctx context.Context, e p2p.Event) error {
 		if err != nil {
 			return fmt.Errorf("a message that was accepted before: %w", err)
 		}
-		if m.Type() == round.TypeRoster { // check has kept it
-			return p.learnRosters(ctx, false)
+		if p.hosted(m) {
+			return nil
 		}
 		return p.step(ctx, round.Received{Message: m, ID: e.Meta.ID})
 	case p2p.Refused:
@@ -589,6 +609,9 @@ func (p *peer) adopt(ctx context.Context, a round.Adopt) {
 	if a.Record.Height == 0 {
 		return
 	}
+	if a.Record.Height%p.ids.rosters.genesis.CheckpointEvery == 0 { // what was told long ago is forgotten
+		p.tellContact()
+	}
 	now := time.Now()
 	how := a.How.String()
 	if a.Reorganised {
@@ -672,7 +695,7 @@ func (p *peer) report(r round.Report) {
 			e.Members = append(e.Members, m.member+1)
 		}
 		p.emit(e)
-		if err := p.host.SetMembers(p.memberKeys()); err != nil {
+		if err := p.setMembers(); err != nil {
 			p.warn("the members of the roster: %v", err)
 		}
 		return
@@ -693,6 +716,12 @@ func (p *peer) warnBounded(format string, args ...any) {
 // finish leaves the model in the run folder and a last checkpoint.
 func (p *peer) finish() error {
 	r := p.loop.finished.Record
+	switch p.loop.finished.Reason {
+	case round.Left:
+		return errors.Join(ErrLeft, p.leaveHead(r))
+	case round.Expelled:
+		return errors.Join(errExpelled, p.leaveHead(r))
+	}
 	params, _ := p.store.stateKeys(r)
 	ref, err := p.db.Get(params)
 	if err != nil {
@@ -728,7 +757,11 @@ func (p *peer) faultyAt(r round.Record) int {
 func (p *peer) memberKeys() []p2p.Member {
 	var out []p2p.Member
 	from := p.ids.rosters.get(p.loop.head.Roster)
-	for _, r := range p.ids.rosters.training() {
+	rosters := p.ids.rosters.training()
+	if latest, start := p.ids.rosters.latest(); start == nil {
+		rosters = []*membership.Roster{latest}
+	}
+	for _, r := range rosters {
 		if from != nil && r.Epoch < from.Epoch {
 			continue
 		}

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -26,11 +27,13 @@ type PeerConfig struct {
 	// Run is the run folder, Peer the number of the peer from 1.
 	Run  string
 	Peer int
-	// Listen is the host:port to listen on. Default 127.0.0.1:0.
+	// Listen is the host:port to listen on. Default: that of the peer's
+	// settings, else 127.0.0.1:0.
 	Listen string
 	// Data is a data set of the peer's own ("idx:FOLDER") for its training
 	// minibatches, of the job's image shape and classes. The roster must say
-	// that the peer brings one. Default: the job's.
+	// that the peer brings one. Default: that of the peer's settings, else the
+	// job's.
 	Data string
 	// Executable runs this program again as a function instance. Default:
 	// this process's own.
@@ -42,13 +45,18 @@ type PeerConfig struct {
 
 // RunPeer runs one peer until the job is finished or ctx is cancelled, which
 // it reports as ErrInterrupted.
-func RunPeer(ctx context.Context, cfg PeerConfig) (err error) {
-	p, err := openPeer(cfg)
-	if err != nil {
-		return err
+func RunPeer(ctx context.Context, cfg PeerConfig) error {
+	for {
+		p, err := openPeer(cfg)
+		if err != nil {
+			return err
+		}
+		err = p.run(ctx)
+		replaced := errors.Is(err, errNewKey)
+		if err = errors.Join(err, p.close()); !replaced {
+			return err
+		}
 	}
-	defer func() { err = errors.Join(err, p.close()) }()
-	return p.run(ctx)
 }
 
 // peer hosts a round.Machine: it feeds it events and does what it asks for,
@@ -75,7 +83,14 @@ type peer struct {
 	loop     loop
 	vote     voteFile // of before the start
 
+	petitions petitions
+	relayed   chan []byte         // petitions of strangers, to be passed on
+	announce  []string            // addresses that are not this machine's own
+	reachable []string            // where others may reach this peer
+	told      map[round.Hash]bool // rosters that the others were told of
+
 	mu     sync.Mutex
+	book   addressBook
 	usage  Usage
 	opened map[[32]byte]round.Message // by check, until the loop has them
 }
@@ -83,9 +98,6 @@ type peer struct {
 // openPeer builds a peer from the bottom up: identity, database, functions,
 // connections, and the machine that ties them together.
 func openPeer(cfg PeerConfig) (_ *peer, err error) {
-	if cfg.Listen == "" {
-		cfg.Listen = "127.0.0.1:0"
-	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
@@ -116,7 +128,15 @@ func openPeer(cfg PeerConfig) (_ *peer, err error) {
 	if p.model, p.data, err = p.job.open(); err != nil {
 		return nil, err
 	}
-	if cfg.Data != "" {
+	s, err := readSettings(p.dir)
+	if err != nil {
+		return nil, err
+	}
+	orString(&p.cfg.Listen, s.Listen)
+	orString(&p.cfg.Listen, "127.0.0.1:0")
+	orString(&p.cfg.Data, s.Data)
+	p.announce = s.Announce
+	if cfg = p.cfg; cfg.Data != "" {
 		if p.own, err = p.job.openOwn(absoluteData(cfg.Data), p.model.Spec()); err != nil {
 			return nil, err
 		}
@@ -132,8 +152,10 @@ func openPeer(cfg PeerConfig) (_ *peer, err error) {
 	if err := p.openFunctions(socket); err != nil {
 		return nil, err
 	}
-	if err := p.openLoop(); err != nil {
-		return nil, err
+	if p.ids.roster != (round.Hash{}) {
+		if err := p.openLoop(); err != nil {
+			return nil, err
+		}
 	}
 	if err := p.openHost(); err != nil {
 		return nil, err
@@ -211,12 +233,16 @@ func (p *peer) socketPath() (string, error) {
 	return filepath.Join(folder, socketFile), nil
 }
 
+// newcomers is how many members more than the job starts with there is memory
+// for.
+const newcomers = 8
+
 // databaseMemory bounds the database in bytes, well above what a run takes:
 // samples, a few states, the averages of two slots, the gradients that may
 // arrive early, and as much again for what is kept for reuse.
 func (p *peer) databaseMemory() int64 {
 	model := int64(4 * p.model.NumParams())
-	vectors := int64(16 + 3*p.job.Peers + 2*p.job.Functions.Concurrency)
+	vectors := int64(16 + 3*(p.job.Peers+newcomers) + 2*p.job.Functions.Concurrency)
 	samples := int64(len(p.data.Images) + len(p.data.Labels))
 	if p.own != nil {
 		samples += int64(len(p.own.Images) + len(p.own.Labels))
@@ -279,20 +305,49 @@ func (p *peer) emit(e Event) {
 	}
 }
 
-// openHost starts listening, leaves this peer's address in the run folder and
-// looks there for those of the others.
+// openHost starts listening, leaves this peer's address in the run folder, and
+// answers those who ask to take part.
 func (p *peer) openHost() error {
-	var err error
+	admin, err := openAdmin(p.cfg.Run, p.job, p.ids.rosters)
+	if err != nil {
+		return err
+	}
+	p.book, p.told, p.relayed = readAddressBook(p.dir), map[round.Hash]bool{}, make(chan []byte, 8)
+	for _, r := range p.ids.rosters.all() {
+		p.told[r.Hash()] = true // who connects is greeted with them
+	}
+	p.petitions = petitions{rosters: p.ids.rosters, admin: admin, relay: p.relay, now: time.Now, contacts: func() []membership.Contact { return contactsOf(p.cfg.Run, p.ids.rosters) }}
 	p.host, err = p2p.New(p2p.Config{
 		Key: p.ids.key, Listen: []string{p.cfg.Listen}, Members: p.memberKeys(), Job: p.ids.job,
-		Check: p.check, Bodies: p.store, Logger: p.log, Limits: p2p.Limits{MessageSize: round.MaxMessageBytes},
+		Check: p.check, Bodies: p.store, Guests: p.guests, Logger: p.log, Limits: p2p.Limits{MessageSize: round.MaxMessageBytes},
 	})
 	if err != nil {
 		return err
 	}
 	p.onClose(p.host.Close)
-	addresses := strings.Join(p.host.Addrs(), "\n") + "\n"
-	return writeFileAtomic(filepath.Join(p.dir, addressFile), []byte(addresses), 0o644)
+	p.dialBook()
+	addresses := p.host.Addrs()
+	p.reachable = p.reach(addresses)
+	return writeFileAtomic(filepath.Join(p.dir, addressFile), []byte(strings.Join(addresses, "\n")+"\n"), 0o644)
+}
+
+// reach returns what others are told of where to reach a peer that listens at
+// these addresses.
+func (p *peer) reach(listening []string) []string {
+	var own, loopback []string
+	for _, a := range listening {
+		switch {
+		case strings.HasPrefix(a, "/ip6/fe80"):
+		case strings.HasPrefix(a, "/ip4/127.") || strings.HasPrefix(a, "/ip6/::1/"):
+			loopback = append(loopback, a)
+		default:
+			own = append(own, a)
+		}
+	}
+	if own = append(slices.Clone(p.announce), own...); len(own) == 0 {
+		own = loopback
+	}
+	return own[:min(len(own), maxReachable)]
 }
 
 // The run folder is looked at for addresses often while somebody is missing,
@@ -302,24 +357,40 @@ const (
 	discoverIdle  = 10 // times as long
 )
 
-// discover tells the host where the other peers of the run folder listen,
-// also after one was started again elsewhere.
+// discover tells the host where the other peers of the run folder listen, also
+// after one was started again elsewhere, and looks for rosters that another
+// process has put there.
 func (p *peer) discover(ctx context.Context) {
-	seen := make([]string, p.job.Peers)
+	seen := map[uint16]string{}
 	for idle := 0; wait(ctx, discoverEvery) == nil; idle++ {
-		if p.host.Stats().Connected == p.job.Peers-1 && idle%discoverIdle != 0 {
+		latest, _ := p.ids.rosters.latest()
+		if p.host.Stats().Connected >= len(latest.Members)-1 && idle%discoverIdle != 0 {
 			continue
 		}
-		for i := range seen {
-			b, err := readFile(filepath.Join(peerDir(p.cfg.Run, i+1), addressFile), 64<<10)
-			if err != nil || i == p.n-1 || string(b) == seen[i] {
+		if _, err := p.ids.rosters.rescan(); err != nil && idle%(60*discoverIdle) == 0 {
+			p.warn("a roster in the run folder is of no use: %v", err)
+		}
+		for _, m := range latest.Members {
+			b, err := readFile(filepath.Join(peerDir(p.cfg.Run, int(m.Index)+1), addressFile), 64<<10)
+			if err != nil || int(m.Index) == p.n-1 || string(b) == seen[m.Index] {
 				continue // it has not started yet
 			}
-			seen[i] = string(b)
-			if err := p.host.SetAddresses(i, strings.Fields(string(b))); err != nil {
-				p.log.Warn("an address in the run folder is of no use", "peer", i+1, "err", err)
+			seen[m.Index] = string(b)
+			if err := p.host.SetAddresses(int(m.Index), strings.Fields(string(b))); err != nil {
+				p.log.Warn("an address in the run folder is of no use", "peer", m.Index+1, "err", err)
 			}
 		}
+	}
+}
+
+// discoverNetwork announces this peer on the local network and looks for
+// others there. Where there is no multicast, addresses come from the others.
+func (p *peer) discoverNetwork(ctx context.Context) {
+	if len(p.reachable) == 0 || strings.HasPrefix(p.reachable[0], "/ip4/127.") || strings.HasPrefix(p.reachable[0], "/ip6/::1/") {
+		return // of this machine only
+	}
+	if err := p2p.Discover(ctx, p.ids.job, p.host.Addrs(), p.found); err != nil {
+		p.log.Info("no discovery on the local network", "err", err)
 	}
 }
 
@@ -350,7 +421,14 @@ func (p *peer) check(data []byte) (p2p.Meta, error) {
 	if len(p.opened) < maxOpened {
 		p.opened[id] = m
 	}
-	return p2p.Meta{ID: id, From: int(m.From), Slot: m.Slot, Sticky: m.Type().Sticky()}, nil
+	return p2p.Meta{ID: id, From: int(m.From), Slot: m.Slot, Sticky: sticky(m)}, nil
+}
+
+// sticky reports whether a message is kept apart for those who come much
+// later. Rosters, contacts and petitions are told to who connects instead:
+// votes would displace them.
+func sticky(m round.Message) bool {
+	return m.Type() == round.TypeVote || m.Type() == round.TypeProof
 }
 
 // take returns a message that check has accepted.

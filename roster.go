@@ -291,30 +291,43 @@ func (r *rosters) training() []*membership.Roster {
 // identities is who takes part in which job.
 type identities struct {
 	key     ed25519.PrivateKey // this peer's own
+	old     ed25519.PrivateKey // that it replaced, nil if none
 	job     treehash.Hash      // names the job: the same at every peer of it
-	roster  treehash.Hash      // that training starts under
-	members []ed25519.PublicKey
+	roster  treehash.Hash      // that training starts under; zero before it is known
 	rosters *rosters
 }
 
 // loadIdentities reads the key of peer n of a run, and checks that it is the
 // one on the roster.
 func loadIdentities(dir string, n int, rosters *rosters) (identities, error) {
-	_, start := rosters.latest()
-	if start == nil {
-		return identities{}, fmt.Errorf("no roster in %s says that training has started", filepath.Join(dir, rostersDir))
+	latest, start := rosters.latest()
+	if latest == nil {
+		return identities{}, fmt.Errorf("there is no roster in %s", filepath.Join(dir, rostersDir))
 	}
-	ids := identities{job: rosters.job, rosters: rosters, roster: start.Hash(), members: start.Keys()}
-	m, ok := start.Member(uint16(n - 1))
-	if !ok || n < 1 {
-		return identities{}, fmt.Errorf("peer %d: the job has the peers 1 to %d", n, start.Next)
+	ids := identities{job: rosters.job, rosters: rosters}
+	if start != nil {
+		ids.roster = start.Hash()
 	}
-	var err error
-	if ids.key, err = p2p.LoadKey(filepath.Join(peerDir(dir, n), keyFile)); err != nil {
+	if n < 1 || n > int(latest.Next) {
+		return identities{}, fmt.Errorf("peer %d: the job has the peers 1 to %d", n, latest.Next)
+	}
+	m, ok := latest.Member(uint16(n - 1))
+	if !ok {
+		return identities{}, ErrLeft
+	}
+	own := peerDir(dir, n)
+	err := takeNewKey(own, m)
+	if err != nil {
+		return identities{}, err
+	}
+	if ids.key, err = p2p.LoadKey(filepath.Join(own, keyFile)); err != nil {
 		return identities{}, err
 	}
 	if !m.Key.Equal(ids.key.Public()) {
 		return identities{}, fmt.Errorf("the key of peer %d is not the one in %s: it would be refused by the others", n, filepath.Join(dir, rostersDir))
+	}
+	if ids.old, err = p2p.LoadKey(filepath.Join(own, oldKeyFile)); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return identities{}, err
 	}
 	return ids, nil
 }

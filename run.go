@@ -97,9 +97,8 @@ func Train(ctx context.Context, job Job, cfg TrainConfig) (Event, error) {
 	return r.finish(interrupted)
 }
 
-// createRun makes the folder of a new run with its job, its identities, its
-// admin key and its roster.
-func createRun(dir string, job Job) error {
+// newFolder makes a run folder.
+func newFolder(dir string) error {
 	if err := os.MkdirAll(dirOf(dir), 0o755); err != nil {
 		return err
 	}
@@ -107,6 +106,15 @@ func createRun(dir string, job Job) error {
 		return &UsageError{fmt.Errorf("the run folder %s exists: name another with --run, or remove it", dir)}
 	} else if err != nil {
 		return fmt.Errorf("making the run folder: %w", err)
+	}
+	return nil
+}
+
+// createRun makes the folder of a new run with its job, its identities, its
+// admin key and its roster.
+func createRun(dir string, job Job) error {
+	if err := newFolder(dir); err != nil {
+		return err
 	}
 	g, admin, err := createJob(dir, job)
 	if err != nil {

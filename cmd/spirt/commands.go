@@ -15,35 +15,40 @@ import (
 
 	"github.com/spirt-ml/spirt"
 	"github.com/spirt-ml/spirt/function"
-	"github.com/spirt-ml/spirt/p2p"
 )
 
 func peerCommand(stderr io.Writer) *cobra.Command {
 	var cfg spirt.PeerConfig
 	var verbose bool
 	c := &cobra.Command{
-		Use:   "peer",
-		Short: "Run one peer of a run (spirt train starts these)",
-		Long: "Peer runs one peer of the job in a run folder until the job is finished. A peer that was\n" +
-			"killed is started again with the same command: it goes on from its last checkpoint and\n" +
-			"catches up with the others.",
-		Example: "  spirt peer --run runs/mine --peer 3",
-		RunE: func(c *cobra.Command, _ []string) error {
-			if cfg.Run == "" || cfg.Peer == 0 {
-				return usage(errors.New("peer needs --run and --peer (see `spirt peer --help`)"))
+		Use:   "peer [DIR]",
+		Short: "Run one peer of a job",
+		Long: "Peer runs one peer of the job in a folder until the job is finished. A peer that was killed\n" +
+			"is started again with the same command: it goes on from its last checkpoint and catches up\n" +
+			"with the others. Of the peers of a `spirt train`, --peer says which one.",
+		Example: "  spirt peer home\n  spirt peer --run runs/mine --peer 3",
+		Args:    cobra.MaximumNArgs(1),
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				cfg.Run = args[0]
 			}
-			level := slog.LevelInfo
-			if verbose {
-				level = slog.LevelDebug
+			if cfg.Run == "" {
+				return usage(errors.New("peer needs the folder of a job; of a run of `spirt train` --run and --peer (see `spirt peer --help`)"))
 			}
-			cfg.Logger = slog.New(slog.NewTextHandler(stderr, &slog.HandlerOptions{Level: level}))
-			p2p.LogLibrary(cfg.Logger.Handler())
-			return spirt.RunPeer(c.Context(), cfg)
+			if cfg.Peer == 0 {
+				n, err := spirt.OwnPeer(cfg.Run)
+				if err != nil {
+					return err
+				}
+				cfg.Peer = n
+			}
+			return runPeer(c.Context(), stderr, verbose, cfg)
 		},
 	}
 	c.Flags().StringVar(&cfg.Run, "run", "", "run folder")
 	c.Flags().IntVar(&cfg.Peer, "peer", 0, "which peer of the run, from 1")
-	c.Flags().StringVar(&cfg.Listen, "listen", "127.0.0.1:0", "host:port to listen on; port 0 takes a free one")
+	c.Flags().StringVar(&cfg.Listen, "listen", "", "host:port to listen on; port 0 takes a free one (default as the peer was made, else 127.0.0.1:0)")
+	c.Flags().StringVar(&cfg.Data, "data", "", "the peer's own data set, as idx:FOLDER (default as the peer was made)")
 	c.Flags().BoolVar(&verbose, "verbose", false, "log every action of the round protocol")
 	return c
 }

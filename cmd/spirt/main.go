@@ -42,7 +42,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		Use:           "spirt",
 		Short:         "Train models serverless and peer to peer",
 		Long:          "SPIRT trains a model with peers that need no server and no leader: each has its own\nfunctions, which compute gradients, and its own database, which averages and updates.",
-		Example:       "  spirt train                       # LeNet-5 on handwritten digits, four peers\n  spirt train --peers 8 --rounds 1000 --json\n  spirt eval --run runs/mine        # accuracy on the test images",
+		Example:       "  spirt train                       # LeNet-5 on handwritten digits, four peers\n  spirt train --peers 8 --rounds 1000 --json\n  spirt eval --run runs/mine        # accuracy on the test images\n  spirt join spirt1...              # take part in a job of others",
 		SilenceErrors: true,
 		SilenceUsage:  true,
 		Args:          cobra.NoArgs,
@@ -55,7 +55,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usage(fmt.Errorf("%w (see `%s --help`)", err, c.CommandPath()))
 	})
-	root.AddCommand(trainCommand(stdout, stderr), peerCommand(stderr), functionCommand(stderr), evalCommand(stdout), simulateCommand(stdout, stderr), versionCommand(stdout))
+	root.AddCommand(trainCommand(stdout, stderr), jobCommand(stdout), inviteCommand(stdout), joinCommand(stderr), peerCommand(stderr),
+		peersCommand(stdout), expelCommand(stdout), leaveCommand(stdout, stderr), rotateKeyCommand(stdout, stderr), rosterCommand(stdout),
+		functionCommand(stderr), evalCommand(stdout), simulateCommand(stdout, stderr), versionCommand(stdout))
 	for _, c := range root.Commands() {
 		if c.Args == nil {
 			c.Args = func(c *cobra.Command, args []string) error {

@@ -67,6 +67,17 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 			return nil
 		},
 	}
+	jobFlags(c, &job, &target)
+	f := c.Flags()
+	f.StringVar(&cfg.Dir, "run", "", "run folder, which must not exist (default runs/<time>-<model>)")
+	f.StringVar(&cfg.Listen, "listen", "", "host:port of peer 1; peer n takes the port n-1 above (default loopback, free ports)")
+	f.BoolVar(&cfg.Verbose, "verbose", false, "have the peers log every action of the round protocol")
+	f.BoolVar(&asJSON, "json", false, "write events to standard output, one JSON object a line")
+	return c
+}
+
+// jobFlags are those that say what is trained.
+func jobFlags(c *cobra.Command, job *spirt.Job, target *string) {
 	f := c.Flags()
 	f.IntVar(&job.Peers, "peers", job.Peers, "number of peers, 1 to 64")
 	f.StringVar(&job.Model, "model", job.Model, "model: lenet5, cnn, mlp or logistic")
@@ -77,16 +88,11 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	f.IntVar(&job.BatchesPerRound, "batches-per-round", job.BatchesPerRound, "minibatches that each peer averages in a round")
 	f.IntVar(&job.Rounds, "rounds", job.Rounds, "rounds to train")
 	f.IntVar(&job.Cooldown, "cooldown", 0, "last rounds in which the learning rate falls to zero (default half of them; -1 for none)")
-	f.StringVar(&target, "target-accuracy", target, "stop at this validation accuracy, a fraction such as 0.97, or off")
+	f.StringVar(target, "target-accuracy", *target, "stop at this validation accuracy, a fraction such as 0.97, or off")
 	f.StringVar(&job.Shards, "shards", job.Shards, "training samples of a peer: dealt anew in each epoch, or fixed, as with private data")
 	f.IntVar(&job.PauseAfter, "pause-after", job.PauseAfter, "wait, so many rounds after the last final checkpoint, until a quorum is connected (0: train on)")
 	f.StringVar(&job.Codec, "codec", job.Codec, "averages travel as float32, or as float16 in half the bytes")
 	f.Uint64Var(&job.Seed, "seed", job.Seed, "fixes the initial parameters and the order of the data")
-	f.StringVar(&cfg.Dir, "run", "", "run folder, which must not exist (default runs/<time>-<model>)")
-	f.StringVar(&cfg.Listen, "listen", "", "host:port of peer 1; peer n takes the port n-1 above (default loopback, free ports)")
-	f.BoolVar(&cfg.Verbose, "verbose", false, "have the peers log every action of the round protocol")
-	f.BoolVar(&asJSON, "json", false, "write events to standard output, one JSON object a line")
-	return c
 }
 
 // requirePositive refuses a flag that was set to zero: in a job zero would

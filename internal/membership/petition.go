@@ -18,10 +18,13 @@ const (
 	Leave Kind = 2
 	// Rekey asks to replace the member's key.
 	Rekey Kind = 3
+	// Follow asks for genesis, rosters and addresses only; with an invite, or
+	// of a member.
+	Follow Kind = 4
 )
 
 func (k Kind) String() string {
-	names := [...]string{"", "join", "leave", "new key"}
+	names := [...]string{"", "join", "leave", "new key", "follow"}
 	if k > 0 && int(k) < len(names) {
 		return names[k]
 	}
@@ -37,9 +40,9 @@ type Petition struct {
 	Key ed25519.PublicKey
 	// Old is the member's present key; of a Rekey only.
 	Old ed25519.PublicKey
-	// Invite allows to join, Name, Private and Minibatches are what the
-	// newcomer would like to be on the roster as, and From is the first epoch
-	// whose roster it lacks; of a Join only.
+	// Invite allows to join, and to follow those who are no members. Name,
+	// Private and Minibatches are what the newcomer would like to be on the
+	// roster as; of a Join only. From is the first epoch whose roster it lacks.
 	Invite      *Invite
 	Name        string
 	Private     bool
@@ -103,15 +106,15 @@ func (p *Petition) Sign(private, old ed25519.PrivateKey) ([]byte, error) {
 
 func (p *Petition) validate() error {
 	switch {
-	case p.Kind < Join || p.Kind > Rekey:
+	case p.Kind < Join || p.Kind > Follow:
 		return fmt.Errorf("unknown kind %d: the sender may run a newer version", uint8(p.Kind))
-	case (p.Kind == Join) != (p.Invite != nil):
+	case p.Kind == Join && p.Invite == nil, p.Kind != Join && p.Kind != Follow && p.Invite != nil:
 		return errors.New("an invite belongs to those who want to join, and to nobody else")
 	case (p.Kind == Rekey) != (p.Old != nil):
 		return errors.New("an old key belongs to those who want a new one, and to nobody else")
 	case p.Invite != nil && p.Invite.Job != p.Job:
 		return errors.New("its invite is for another job")
-	case p.Kind != Join && (p.Name != "" || p.Private || p.Minibatches != 0 || p.From != 0):
+	case p.Kind != Join && (p.Name != "" || p.Private || p.Minibatches != 0):
 		return errors.New("it says more than what it asks for")
 	}
 	return CheckName(p.Name)

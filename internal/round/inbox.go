@@ -165,6 +165,7 @@ func (m *Machine) received(msg *Message, id Hash) {
 	if p == m.cfg.Self {
 		return // a message of before a restart, or one's own echo
 	}
+	m.holder(p, msg.Parent)
 	h := m.hear(p, msg.Slot, msg.Parent)
 	if h == nil {
 		return
@@ -191,6 +192,19 @@ func (m *Machine) received(msg *Message, id Hash) {
 			m.learn(msg.Parent, &b.Head)
 		}
 		m.maybeReturns(p, msg.Slot, msg.Parent)
+	}
+}
+
+// holder notes that p is at a record and so has its state, which may be asked
+// for again then: once for each member, or a liar could have it asked for
+// without end.
+func (m *Machine) holder(p Peer, id Hash) {
+	if n := m.tree.byID[id]; n != nil && !n.holders.has(p) {
+		n.holders.add(p)
+		if n.unavailable > 0 {
+			n.unavailable, n.failures = 0, 0
+			m.dirty = true
+		}
 	}
 }
 

@@ -506,8 +506,8 @@ func (m *Machine) medianValidation() Validation {
 			counts = append(counts, h.announce.Validation)
 		}
 	}
-	if len(losses) == 0 {
-		return Validation{}
+	if len(losses) == 0 || len(losses) < min(m.ros.F+1, len(m.set)) {
+		return Validation{} // perhaps liars only, where none was due
 	}
 	slices.Sort(losses)
 	slices.SortFunc(counts, func(a, b Validation) int {

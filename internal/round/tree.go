@@ -21,6 +21,7 @@ type node struct {
 	parent   *node // nil: genesis, or not known
 	children []*node
 	signers  peerSet
+	holders  peerSet // who said that it is at this record
 	seen     time.Duration
 
 	links   *link  // its checkpoint, or the nearest below it, and those below
@@ -424,10 +425,25 @@ func (m *Machine) descend(n *node, need int) *node {
 		return n
 	case need != 1:
 		// Enough signed it, and nobody has its state any more: who has gone on
-		// from it has a later one.
-		return m.descend(n, 1)
+		// from it has a later one. That is the record where somebody is, not one
+		// that somebody signed and is alone with.
+		later := m.descend(n, 1)
+		if later != nil && !m.inhabited(later) && later.parent != n && m.obtainable(later.parent) {
+			later = later.parent
+		}
+		return later
 	}
 	return nil
+}
+
+// inhabited reports whether a connected member said that it is at n.
+func (m *Machine) inhabited(n *node) bool {
+	for p := range m.peers {
+		if m.peers[p].connected && n.holders.has(Peer(p)) {
+			return true
+		}
+	}
+	return false
 }
 
 // need is the threshold for the children of a record, worked out once for a

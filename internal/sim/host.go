@@ -157,7 +157,7 @@ func (w *world) step(p *peer, ev round.Event) {
 	}
 	st := p.machine.Stats()
 	n := w.cfg.Peers
-	if st.Records > 140*(n+2) || st.Bodies > 12*n+12 || st.Messages > 8*n || st.States > 7 || len(p.checkpoints) > 8 || len(p.states) > 12 || len(p.bodies) > 16*n+16 {
+	if st.Records > 140*(n+2) || st.Bodies > 12*n+12 || st.Messages > 8*n || st.States > 12 || len(p.checkpoints) > 8 || len(p.states) > 12 || len(p.bodies) > 16*n+16 {
 		w.fail("P11: peer %d remembers %+v, its host %d states and %d bodies", p.id, st, len(p.states), len(p.bodies))
 	}
 }
