@@ -180,3 +180,47 @@ func startSilent(b *testing.B, g *group) []*Host {
 	}
 	return hosts
 }
+
+// BenchmarkSparse is one message of each of 40 members to all others, where
+// each is connected to 10.
+func BenchmarkSparse(b *testing.B) {
+	const n = 40
+	g := newGroup(b, n)
+	g.beat = defaultHeartbeat
+	g.limits.Rate = 1 << 20 // as fast as it goes
+	g.startSparse()
+	var times []time.Duration
+	slot := uint64(0)
+	round := func() {
+		begin := time.Now()
+		slot++
+		for i, p := range g.peers {
+			p.says(slot, fmt.Sprintf("%d %d %300d", slot, i, 0))
+		}
+		for _, p := range g.peers {
+			want := (n - 1) * int(slot)
+			p.wait("hears all", func() bool { return len(p.texts) == want })
+		}
+		times = append(times, time.Since(begin))
+		for _, p := range g.peers {
+			p.Forget(slot - min(slot, 3))
+		}
+	}
+	for range 20 { // until neighbours know who passes on
+		round()
+	}
+	times = times[:0]
+	before := uint64(0)
+	for _, p := range g.peers {
+		before += p.Stats().MessagesIn
+	}
+	for b.Loop() {
+		round()
+	}
+	after := uint64(0)
+	for _, p := range g.peers {
+		after += p.Stats().MessagesIn
+	}
+	reportPercentiles(b, times)
+	b.ReportMetric(float64(after-before)/float64(n*(n-1)*len(times)), "copies")
+}

@@ -297,6 +297,7 @@ func (h *Host) receive(s *session, data []byte, tries int) (useful bool) {
 	if old != nil {
 		h.counts.duplicates.Add(1)
 		s.knows(old)
+		h.cameLocked(s, old, false)
 	}
 	h.mu.Unlock()
 	if old != nil {
@@ -354,15 +355,16 @@ func (h *Host) receive(s *session, data []byte, tries int) (useful bool) {
 		return false
 	}
 	s.knows(m)
+	h.cameLocked(s, m, true)
 	h.counts.delivered.Add(1)
 	h.events.put(Message{Data: data, Meta: meta})
 	for _, o := range h.roster.members {
 		t := o.session()
-		if t == nil || o == s.member || o.index == meta.From || t.known[m] != 0 {
+		if t == nil || o == s.member || o.index == meta.From || t.known[m] != 0 || !o.near {
 			continue
 		}
 		if t.peers == nil || !t.peers.has(meta.From) {
-			h.sendLocked(t, m, true)
+			h.passLocked(t, m)
 		}
 	}
 	return true
@@ -535,6 +537,7 @@ func (h *Host) lacking(s *session, offers []have) {
 	}
 	if len(list) > 0 {
 		h.enqueueLocked(s, outFrame{kind: frameWant, data: list})
+		h.muteLocked(s, false)
 	}
 }
 

@@ -22,6 +22,7 @@ const (
 	frameBye       = 6
 	frameAgain     = 7
 	frameAges      = 8
+	frameRelay     = 9
 
 	frameHeader = 5 // length uint32, kind uint8
 	helloSize   = 32 + 8
@@ -58,6 +59,8 @@ func frameBound(kind byte, messageSize int) (int, error) {
 		return maxEntries * wantEntry, nil
 	case frameAges:
 		return MaxIndex + 1, nil
+	case frameRelay:
+		return 1, nil
 	case frameBye, frameAgain:
 		return 0, nil
 	}
@@ -125,6 +128,14 @@ func (b bitset) set(i int)           { b[i/8] |= 1 << (i % 8) }
 func (b bitset) clear(i int)         { b[i/8] &^= 1 << (i % 8) }
 func (b bitset) has(i int) bool      { return i/8 < len(b) && b[i/8]&(1<<(i%8)) != 0 }
 func bitsetSize(highest int) (n int) { return highest/8 + 1 }
+
+// decodeRelay reads whether the sender wants what others sign passed on to it.
+func decodeRelay(b []byte) (bool, error) {
+	if len(b) != 1 || b[0] > 1 {
+		return false, fmt.Errorf("a relay frame of % x", b)
+	}
+	return b[0] == 1, nil
+}
 
 // have names one kept message.
 type have struct {

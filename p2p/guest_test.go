@@ -159,8 +159,9 @@ func TestStrangersGetNothingElse(t *testing.T) {
 		}
 		return false
 	})
-	r.stream = nil
-	r.send(appendAsk([32]byte{1}, nil))
+	if s, err := r.conn.NewStream(t.Context()); err == nil { // else its time is over
+		s.Write(appendAsk([32]byte{1}, nil))
+	}
 	r.hungUp()
 	if asked != 0 || p.shelf.asked != 0 {
 		t.Errorf("%d requests came through, %d bodies were asked for", asked, p.shelf.asked)

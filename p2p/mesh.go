@@ -14,7 +14,7 @@ import (
 // the others through them. Who is there it learns from ages that neighbours
 // gossip: how long ago was each member heard by anyone?
 const (
-	onDemand     = 16              // connections to others, dialled for a body
+	onDemand     = 64              // connections to others, dialled for a body
 	onDemandIdle = 40              // heartbeats without a fetch, and such a one is closed
 	onDemandWait = 5 * time.Second // for one to come up
 
@@ -92,6 +92,7 @@ func (h *Host) watchLocked() {
 	if !h.sparse {
 		return
 	}
+	h.unmuteLocked()
 	now := h.now()
 	for _, m := range h.roster.members {
 		if m.present {
@@ -200,4 +201,101 @@ func (h *Host) demandLocked(m *member) error {
 	m.demand = now + h.onDemandIdle()
 	m.poke()
 	return nil
+}
+
+// Where not all are neighbours a message would come once from each neighbour.
+// Those that bring little new are asked to offer (have) instead of passing on,
+// until one offers what did not come from elsewhere.
+const (
+	relays      = 4   // neighbours that pass on, at least
+	relayWindow = 128 // messages after which a neighbour is judged
+	relayFresh  = 5   // one in so many must have been new
+	lateParts   = 8   // of a heartbeat interval, after one of which the others offer
+)
+
+// passLocked sends a message of a third member on, or notes it for offerLate.
+func (h *Host) passLocked(s *session, m *keptMessage) {
+	if !s.mute {
+		h.sendLocked(s, m, true)
+	} else if len(s.late) < maxEntries { // else at a heartbeat
+		s.late = append(s.late, m)
+	}
+}
+
+// offerLate offers what mute sides have probably got from others by now.
+func (h *Host) offerLate() {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	if !h.sparse {
+		return
+	}
+	age := h.cfg.Heartbeat / lateParts
+	for _, s := range h.sessions {
+		var list []byte
+		young := 0
+		for _, m := range s.late {
+			switch {
+			case h.now()-m.at < age:
+				s.late[young] = m
+				young++
+			case s.known[m] == 0 && h.kept.byID[m.meta.ID] == m:
+				s.known[m] = offered
+				list = have{m.meta.ID, m.meta.From, m.meta.Slot, m.meta.Sticky}.append(list)
+			}
+		}
+		clear(s.late[young:])
+		if s.late = s.late[:young]; len(list) > 0 {
+			h.enqueueLocked(s, outFrame{kind: frameHave, data: list})
+		}
+	}
+}
+
+// cameLocked counts what a neighbour passes on.
+func (h *Host) cameLocked(s *session, m *keptMessage, fresh bool) {
+	if !h.sparse || m.meta.From == s.member.index {
+		return
+	}
+	if s.got++; fresh {
+		s.fresh++
+	}
+	if s.got < relayWindow {
+		return
+	}
+	if s.fresh*relayFresh < s.got && h.relaysLocked() > relays {
+		h.muteLocked(s, true)
+	}
+	s.got, s.fresh = 0, 0
+}
+
+// relaysLocked is the number of neighbours that pass on what others sign.
+func (h *Host) relaysLocked() (n int) {
+	for _, m := range h.roster.members {
+		if s := m.session(); s != nil && m.near && !s.muted {
+			n++
+		}
+	}
+	return n
+}
+
+func (h *Host) muteLocked(s *session, muted bool) {
+	if s.muted == muted {
+		return
+	}
+	s.muted, s.got, s.fresh = muted, 0, 0
+	relay := []byte{1}
+	if muted {
+		relay[0] = 0
+	}
+	h.enqueueLocked(s, outFrame{kind: frameRelay, data: relay})
+}
+
+// unmuteLocked makes up for neighbours that passed on and are gone.
+func (h *Host) unmuteLocked() {
+	missing := relays - h.relaysLocked()
+	for _, m := range h.roster.members {
+		if s := m.session(); missing > 0 && s != nil && m.near && s.muted {
+			h.muteLocked(s, false)
+			missing--
+		}
+	}
 }

@@ -74,6 +74,35 @@ func TestFortyPeers(t *testing.T) {
 		}
 	}
 
+	// With time neighbours that bring little new offer instead of passing on.
+	for slot := uint64(10); ; slot++ {
+		for i, p := range g.peers {
+			p.says(slot, fmt.Sprint(slot, " from ", i))
+		}
+		for _, p := range g.peers {
+			p.wait("hears all", func() bool { return len(p.texts) == int(slot-8)*(n-1) })
+		}
+		muted := 0
+		for i, p := range g.peers {
+			p.Host.mu.Lock()
+			if n := p.relaysLocked(); n < relays {
+				t.Errorf("only %d neighbours pass on to peer %d", n, i)
+			}
+			for _, s := range p.sessions {
+				if s.muted {
+					muted++
+				}
+			}
+			p.Host.mu.Unlock()
+		}
+		if muted > n {
+			break
+		}
+		if slot > 100 {
+			t.Fatalf("%d of %d neighbours only offer", muted, n*degree(n))
+		}
+	}
+
 	// A body of one that is no neighbour.
 	a, b := g.peers[0], g.peers[11]
 	body := randomBody(2*treehash.ChunkSize + 1)
@@ -99,7 +128,7 @@ func TestFortyPeers(t *testing.T) {
 			continue
 		}
 		p.wait("it is gone", func() bool { return !p.connected[20] })
-		p.says(2, fmt.Sprint("still here ", i))
+		p.says(1000, fmt.Sprint("still here ", i))
 	}
 	for i, p := range g.peers {
 		for j := range g.peers {
@@ -141,7 +170,7 @@ func TestConnectionsOnDemandEnd(t *testing.T) {
 	a.Host.mu.Unlock()
 	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
 	defer cancel()
-	if _, err := a.Fetch(ctx, hash, 100, []int{3}); err == nil || !strings.Contains(err.Error(), "16 others that are no neighbours are") {
+	if _, err := a.Fetch(ctx, hash, 100, []int{3}); err == nil || !strings.Contains(err.Error(), "64 others that are no neighbours are") {
 		t.Errorf("error %v", err)
 	}
 	a.Host.mu.Lock()

@@ -143,6 +143,8 @@ func TestWhatNoPeerSendsEndsTheConnection(t *testing.T) {
 		{"second hello", frame(frameHello, helloSize), "a second hello", false},
 		{"half a have-list", frame(frameHave, haveEntry-1), "a have-list of 42 bytes", false},
 		{"have-list of a strange kind", appendFrame(nil, frameHave, badHave), "a have-list with a flag of 2", false},
+		{"relay of another kind", appendFrame(nil, frameRelay, []byte{2}), "a relay frame of 02", false},
+		{"empty relay", frame(frameRelay, 0), "a relay frame of ", false},
 		{"oversize again", frame(frameAgain, 1), "a frame over its bound: kind 7, 1 bytes, at most 0", true},
 		{"half a want-list", frame(frameWant, 31), "a want-list of 31 bytes", false},
 	} {

@@ -386,3 +386,29 @@ func TestPlainMessagesOfStrangersEnd(t *testing.T) {
 		t.Errorf("stats %+v", s)
 	}
 }
+
+// TestExpelledDuringItsHandshake: a connection that was let through just before
+// does not come up.
+func TestExpelledDuringItsHandshake(t *testing.T) {
+	g := newGroup(t, 2)
+	p := g.start(0)
+	r := g.dialRaw(1, p)
+	r.greet(p)
+	p.wait("connected", func() bool { return p.connected[1] })
+	p.Host.mu.Lock()
+	s := p.roster.at[1].session()
+	p.Host.mu.Unlock()
+	if err := p.Expel(1, "it lied"); err != nil {
+		t.Fatal(err)
+	}
+	sessions := func() int {
+		p.Host.mu.Lock()
+		defer p.Host.mu.Unlock()
+		return len(p.sessions)
+	}
+	poll(t, "dropped", func() bool { return sessions() == 0 })
+	p.Host.connected(t.Context(), s.conn) // as the swarm says after a handshake
+	if n := sessions(); n != 0 {
+		t.Errorf("%d sessions of an expelled member", n)
+	}
+}

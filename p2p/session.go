@@ -41,6 +41,10 @@ type session struct {
 	peers       bitset // whom the member is connected to; nil until it says
 	queue       []outFrame
 	wanted      []*keptMessage
+	mute        bool           // the other side wants only offers of what others sign
+	muted       bool           // this side said so
+	late        []*keptMessage // to be offered to a mute side
+	got, fresh  int            // messages of others that came, and those that were new
 	known       map[*keptMessage]knowledge
 	held        []heldMessage // that could not be judged yet
 	heldBytes   int
@@ -86,6 +90,10 @@ func (h *Host) connected(ctx context.Context, c network.Conn) {
 		}
 		return
 	}
+	if s.member.turnedAway(time.Now()) { // since its handshake
+		h.closeLocked(c)
+		return
+	}
 	if !h.spawnLocked(func() { h.runSession(ctx, s) }) {
 		c.Close()
 		return
@@ -127,7 +135,7 @@ func (h *Host) dropLocked(s *session, why string) {
 	}
 	s.dropped = true
 	close(s.done)
-	s.queue, s.wanted, s.known, s.held = nil, nil, nil, nil
+	s.queue, s.wanted, s.known, s.held, s.late = nil, nil, nil, nil, nil
 	h.wg.Go(func() { s.conn.Close() }) // ends reads and writes; waits for yamux
 	m := s.member
 	h.cfg.Logger.Debug("p2p: session ended", "member", m.index, "reason", why, "up", s.up)
@@ -308,6 +316,13 @@ func (h *Host) read(s *session, r io.Reader) error {
 			h.heartbeat(s, payload)
 		case frameAges:
 			h.ages(payload)
+		case frameRelay:
+			var relay bool
+			if relay, err = decodeRelay(payload); err == nil {
+				h.mu.Lock()
+				s.mute = !relay
+				h.mu.Unlock()
+			}
 		case frameHave:
 			if haves, err = decodeHave(haves[:0], payload); err == nil {
 				h.lacking(s, haves)
@@ -448,14 +463,18 @@ func (h *Host) beat() {
 	interval := h.cfg.Heartbeat
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	soon := time.NewTimer(interval)
+	soon, late := time.NewTimer(interval), time.NewTicker(max(time.Millisecond, interval/lateParts))
 	defer soon.Stop()
+	defer late.Stop()
 	last, sent := h.now(), time.Duration(0)
 	for {
 		select {
 		case <-tick.C:
 		case <-h.links:
 			soon.Reset(max(0, sent+interval/16-h.now()))
+			continue
+		case <-late.C:
+			h.offerLate()
 			continue
 		case <-soon.C:
 			sent = h.now()

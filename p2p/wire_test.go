@@ -23,6 +23,7 @@ func FuzzFrame(f *testing.F) {
 	f.Add(appendFrame(nil, frameHave, have{[32]byte{1}, 9, 1 << 60, true}.append(nil)))
 	f.Add(appendFrame(nil, frameWant, make([]byte, 64)))
 	f.Add([]byte{255, 255, 255, 255, frameMessage})
+	f.Add(appendFrame(appendFrame(nil, frameAges, []byte{0, 7, 255}), frameRelay, []byte{1}))
 	f.Add([]byte{0, 0, 0, 0, 77})
 	const size = 1000
 	f.Fuzz(func(t *testing.T, b []byte) {
@@ -54,6 +55,10 @@ func FuzzFrame(f *testing.F) {
 					if got := bitset(payload).has(i); got && i/8 >= len(payload) {
 						t.Fatal("a bit beyond the bitmap is set")
 					}
+				}
+			case frameRelay:
+				if relay, err := decodeRelay(payload); err == nil && relay != (payload[0] == 1) {
+					t.Fatal("relay")
 				}
 			case frameHave:
 				list, err := decodeHave(nil, payload)
