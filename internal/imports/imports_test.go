@@ -35,6 +35,7 @@ var families = map[string]family{
 	"cmd":                 {layer: 7, external: anything},
 	"dashboard":           {layer: 6, external: anything},
 	".":                   {layer: 5, external: anything},
+	"internal/faults":     {layer: 7, external: anything},
 	"internal/sim":        {layer: 4, external: anything},
 	"internal/samebits":   {layer: 3},
 	"internal/round":      {layer: 3, external: anything, without: []string{"net", "os", "syscall"}},
