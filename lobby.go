@@ -273,6 +273,51 @@ func (p *peer) signerUnder(roster round.Hash) ed25519.PrivateKey {
 	return p.ids.key
 }
 
+// catchUp asks members that were known for the rosters that were signed while
+// this peer was away. They also come with those who connect, if not too many.
+func (p *peer) catchUp(ctx context.Context) {
+	latest, _ := p.ids.rosters.latest()
+	var at []string
+	for _, m := range latest.Members {
+		id, err := p2p.ID(m.Key)
+		if err != nil || int(m.Index) == p.n-1 {
+			continue
+		}
+		p.mu.Lock()
+		at = append(at, dialable(id, p.book[id])...)
+		p.mu.Unlock()
+	}
+	if len(at) == 0 {
+		return
+	}
+	petition := membership.Petition{Job: p.ids.job, Kind: membership.Follow, From: latest.Epoch + 1}
+	request, err := petition.Sign(p.ids.key, nil)
+	if err != nil {
+		p.log.Error("asking for rosters", "err", err)
+		return
+	}
+	reply, err := p2p.Ask(ctx, p.ids.key, at[:min(len(at), 64)], p.ids.job, request)
+	if err != nil {
+		p.log.Info("no member was asked for rosters", "err", err)
+		return
+	}
+	answer, err := membership.DecodeAnswer(reply)
+	if err != nil {
+		p.log.Warn("an answer about rosters", "err", err)
+		return
+	}
+	for _, b := range answer.Rosters {
+		r, err := membership.DecodeRoster(b)
+		if err == nil {
+			_, err = p.ids.rosters.add(r)
+		}
+		if err != nil {
+			p.log.Warn("a roster of an answer", "err", err)
+			return
+		}
+	}
+}
+
 // guests answers a stranger, or a member that lacks rosters.
 func (p *peer) guests(_ context.Context, remote p2p.PeerID, request []byte) ([]byte, error) {
 	a, err := p.petitions.answer(remote, request)

@@ -203,6 +203,11 @@ func (p *peer) run(ctx context.Context) error {
 		defer l.wg.Done()
 		p.discoverNetwork(ctx)
 	}()
+	l.wg.Add(1)
+	go func() {
+		defer l.wg.Done()
+		p.catchUp(ctx)
+	}()
 	p.log.Info("peer started", "peer", p.n, "addresses", p.host.Addrs())
 	l.started, l.headAt = time.Now(), time.Now()
 	if l.machine == nil {
