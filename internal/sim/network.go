@@ -16,9 +16,74 @@ func (w *world) linked(p, q *peer) bool {
 	return w.group[p.id] == w.group[q.id] || w.cfg.Bridge && (p.liar || q.liar)
 }
 
+// mesh is up to how many peers all are neighbours, as in package p2p.
+const mesh = 24
+
+// connect makes the neighbours: all, or on a larger roster those at the
+// distances 1, 2, 4 ... on a ring, both ways.
+func (w *world) connect() {
+	n := len(w.peers)
+	for _, p := range w.peers {
+		if n <= mesh {
+			p.neighbours = w.peers
+			continue
+		}
+		for d := 1; d <= n/2; d *= 2 {
+			for _, i := range []int{(p.id + d) % n, (p.id + n - d) % n} {
+				if !p.near.has(i) {
+					p.near.add(i)
+					p.neighbours = append(p.neighbours, w.peers[i])
+				}
+			}
+		}
+	}
+}
+
+// reaches reports whether what p says comes to q, over others where they are no
+// neighbours.
+func (w *world) reaches(p, q *peer) bool {
+	if len(w.peers) <= mesh {
+		return w.linked(p, q)
+	}
+	return p != q && p.up && q.up && !p.gated[q.id] && !q.gated[p.id] && w.part[p.id] == w.part[q.id]
+}
+
+// explore works out who reaches whom over neighbours.
+func (w *world) explore() {
+	w.part = make([]int, len(w.peers))
+	var next []*peer
+	for i, p := range w.peers {
+		if w.part[i] != 0 {
+			continue
+		}
+		w.part[i] = i + 1
+		for next = append(next, p); len(next) > 0; {
+			p := next[len(next)-1]
+			next = next[:len(next)-1]
+			for _, q := range p.neighbours {
+				if w.part[q.id] == 0 && w.linked(p, q) {
+					w.part[q.id] = i + 1
+					next = append(next, q)
+				}
+			}
+		}
+	}
+}
+
 // relink has each machine told of lost connections within down, of new ones
 // within up.
 func (w *world) relink(down, up time.Duration) {
+	if len(w.peers) > mesh {
+		w.explore()
+		for _, p := range w.peers {
+			if p.up && !p.surveys {
+				p.surveys = true
+				life := p.life
+				w.after(w.between(max(down, up)/2, max(down, up)), func() { w.survey(p, life) })
+			}
+		}
+		return
+	}
 	for _, p := range w.peers {
 		for _, q := range w.peers {
 			if !p.up || p == q || p.view[q.id] == w.linked(p, q) {
@@ -34,18 +99,34 @@ func (w *world) relink(down, up time.Duration) {
 	}
 }
 
+// survey has p look at all others.
+func (w *world) survey(p *peer, life int) {
+	if p.life != life {
+		return
+	}
+	p.surveys = false
+	for _, q := range w.peers {
+		w.look(p, q, life)
+	}
+}
+
 func (w *world) look(p, q *peer, life int) {
-	if p.life != life || !p.up || p.view[q.id] == w.linked(p, q) {
+	if p.life != life || !p.up || p.view[q.id] == w.reaches(p, q) {
 		return
 	}
 	p.view[q.id] = !p.view[q.id]
-	if p.view[q.id] {
-		w.deliver(p, round.Connected{Peer: round.Peer(q.id)})
-		w.sync(q, p)
-	} else {
+	if !p.view[q.id] {
 		w.deliver(p, round.Disconnected{Peer: round.Peer(q.id)})
+		return
+	}
+	w.deliver(p, round.Connected{Peer: round.Peer(q.id)})
+	if w.adjoin(p, q) {
+		w.sync(q, p)
 	}
 }
+
+// adjoin reports whether p and q are neighbours.
+func (w *world) adjoin(p, q *peer) bool { return len(w.peers) <= mesh || p.near.has(q.id) }
 
 // keep stores a message in p's network layer; false if it was there.
 func (w *world) keep(p *peer, s *stored) bool {
@@ -57,8 +138,12 @@ func (w *world) keep(p *peer, s *stored) bool {
 	return true
 }
 
-func (w *world) flood(p *peer, s *stored) {
-	for _, q := range w.peers {
+// flood sends a message on to all but whom it came from; nil: it is p's own.
+func (w *world) flood(p *peer, s *stored, from *peer) {
+	for _, q := range p.neighbours {
+		if q == from {
+			continue
+		}
 		w.transmit(p, q, s)
 		if w.cfg.Duplicate > 0 && w.rng.Float64() < w.cfg.Duplicate {
 			w.strike("repeated message")
@@ -68,7 +153,7 @@ func (w *world) flood(p *peer, s *stored) {
 }
 
 func (w *world) transmit(p, q *peer, s *stored) {
-	if !w.linked(p, q) || !p.view[q.id] {
+	if !w.linked(p, q) || !p.view[q.id] || !w.adjoin(p, q) {
 		return
 	}
 	w.result.Messages++
@@ -88,7 +173,7 @@ func (w *world) transmit(p, q *peer, s *stored) {
 		w.note(q, s)
 		if w.keep(q, s) {
 			w.copycat(q, p, s)
-			w.flood(q, s)
+			w.flood(q, s, p)
 		} else if w.cfg.Duplicate == 0 {
 			return
 		}
@@ -112,7 +197,7 @@ func (w *world) sync(p, q *peer) {
 func (w *world) gossip() {
 	w.after(200*time.Millisecond, func() {
 		for _, p := range w.peers {
-			w.sync(p, w.peers[w.rng.IntN(w.cfg.Peers)])
+			w.sync(p, p.neighbours[w.rng.IntN(len(p.neighbours))])
 		}
 		w.gossip()
 	})

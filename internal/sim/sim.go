@@ -155,13 +155,16 @@ func (b *bits) add(n int) {
 }
 
 type peer struct {
-	id      int
-	liar    bool
-	up      bool
-	paused  bool
-	backlog []func()
-	life    int // counts starts, so that what was for an earlier one is dropped
-	machine *round.Machine
+	id int
+	// neighbours are those that it has connections to.
+	neighbours []*peer
+	near       bits
+	liar       bool
+	up         bool
+	paused     bool
+	backlog    []func()
+	life       int // counts starts, so that what was for an earlier one is dropped
+	machine    *round.Machine
 
 	// On disk.
 	watermark, counter uint64
@@ -190,6 +193,7 @@ type peer struct {
 	fetch    int
 	timer    int
 	speed    time.Duration
+	surveys  bool // is about to look at who can be reached
 	head     round.Hash
 	height   uint64
 	finished round.Hash
@@ -217,6 +221,7 @@ type world struct {
 	queue queue
 	peers []*peer
 	group []int // partition that each peer is in
+	part  []int // where not all are neighbours: which peers reach each other
 	parts int   // partitions so far
 
 	rosters   []round.Roster
@@ -287,6 +292,7 @@ func Run(cfg Config) (Result, error) {
 		p.liar = slices.Contains(cfg.Liars, i)
 		w.peers = append(w.peers, p)
 	}
+	w.connect()
 	w.plan()
 	limit := cfg.Chaos + cfg.Settle
 	steps := 0
