@@ -108,7 +108,7 @@ func (p *peer) openLoop() error {
 		Self:    round.Peer(p.n - 1),
 		Genesis: genesis, Rounds: uint64(p.job.Rounds), TargetAccuracy: uint32(math.Ceil(p.job.TargetAccuracy*1e4 - 1e-6)), // 0 stays 0
 		MaxGradientBytes: uint64(average), Watermark: slot, Counter: counter,
-		CheckpointEvery: p.ids.rosters.genesis.CheckpointEvery, Voted: p.vote.Target, PauseAfter: uint64(p.job.PauseAfter),
+		CheckpointEvery: p.ids.rosters.genesis.CheckpointEvery, Voted: p.vote.Target, Timeouts: round.Timeouts{State: 30*time.Second + p.stateTransfer()}, PauseAfter: uint64(p.job.PauseAfter),
 	}
 	l.known = map[round.Hash]bool{}
 	for _, r := range p.ids.rosters.training() {
@@ -582,18 +582,21 @@ func (p *peer) fetchState(ctx context.Context, a round.FetchState) result {
 	}
 	// Whoever has it answers at once; those who have gone on do not, and then
 	// a later state is the better one to go for.
-	n := p.store.params
-	ctx, cancel := context.WithTimeout(ctx, stateTime+time.Duration(4*n)*time.Second/slowest)
+	ctx, cancel := context.WithTimeout(ctx, stateTime+p.stateTransfer())
 	defer cancel()
-	params, err := p.host.Fetch(ctx, a.Record.Model, int64(4*n), p.sources(a.Holders))
-	if err != nil {
-		p.log.Info("no state", "round", a.Record.Height, "err", err)
-		return unavailable
-	}
-	opt, err := p.host.Fetch(ctx, a.Record.State, int64(4*p.store.state), p.sources(a.Holders))
-	if err != nil {
-		p.log.Info("no optimizer state", "round", a.Record.Height, "err", err)
-		return unavailable
+	params, opt, done := p.stateBuffers(a.Record)
+	defer done()
+	for _, part := range []struct {
+		into []byte
+		hash round.Hash
+	}{{params, a.Record.Model}, {opt, a.Record.State}} {
+		if len(part.into) == 0 { // as of SGD without momentum
+			continue
+		}
+		if err := p.host.Resume(ctx, part.into, part.hash, p.sources(a.Holders)); err != nil {
+			p.log.Info("no state", "round", a.Record.Height, "err", err)
+			return unavailable
+		}
 	}
 	if i := max(tensor.NonFinite(tensor.Floats(params)), tensor.NonFinite(tensor.Floats(opt))); i >= 0 {
 		p.log.Warn("a state is not finite", "round", a.Record.Height, "index", i)
@@ -606,7 +609,42 @@ func (p *peer) fetchState(ctx context.Context, a round.FetchState) result {
 	return result{event: round.StateReady{Record: a.ID}}
 }
 
-// adopt tells of a new head and checkpoints it where that is due.
+// stateTransfer is how long a state takes at the slowest rate that is waited
+// for.
+func (p *peer) stateTransfer() time.Duration {
+	return time.Duration(4*(p.store.params+p.store.state)) * time.Second / slowest
+}
+
+// partial is what has come of a state: a fetch that is given up is resumed
+// where the same state is asked for again.
+type partial struct {
+	model, state round.Hash
+	params, opt  []byte
+	used         bool // by a fetch that goes on
+}
+
+// stateBuffers returns where the state of a record goes, with what came
+// before, until done is called.
+func (p *peer) stateBuffers(r round.Record) (params, opt []byte, done func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	b := p.partial
+	if b == nil || b.used || b.model != r.Model || b.state != r.State {
+		b = &partial{model: r.Model, state: r.State, params: make([]byte, 4*p.store.params), opt: make([]byte, 4*p.store.state)}
+	}
+	b.used = true
+	p.partial = b
+	return b.params, b.opt, func() {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		b.used = false
+		if p.store.hasState(r) && p.partial == b {
+			p.partial = nil
+		}
+	}
+}
+
+// adopt tells of a new head.
 func (p *peer) adopt(ctx context.Context, a round.Adopt) {
 	l := &p.loop
 	l.records[a.ID] = a.Record

@@ -89,10 +89,11 @@ type peer struct {
 	reachable []string            // where others may reach this peer
 	told      map[round.Hash]bool // rosters that the others were told of
 
-	mu     sync.Mutex
-	book   addressBook
-	usage  Usage
-	opened map[[32]byte]round.Message // by check, until the loop has them
+	mu      sync.Mutex
+	book    addressBook
+	usage   Usage
+	partial *partial                   // state that is being fetched
+	opened  map[[32]byte]round.Message // by check, until the loop has them
 }
 
 // openPeer builds a peer from the bottom up: identity, database, functions,
