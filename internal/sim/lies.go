@@ -147,7 +147,7 @@ func (w *world) lie(p *peer, msg round.Message) {
 			w.lied(l)
 			b.Entries = nil
 			for _, q := range w.roster(msg.Roster).Members {
-				b.Entries = append(b.Entries, round.Entry{Peer: q, Gradient: hash("gradient", q, w.records[msg.Parent].Model, w.records[msg.Parent].Height+1)})
+				b.Entries = append(b.Entries, round.Entry{Peer: q, Gradient: hash("gradient", int(q), w.records[msg.Parent].Model, w.records[msg.Parent].Height+1)})
 			}
 			msg.Body = b
 		}
@@ -180,7 +180,7 @@ func (w *world) forge(slot uint64, parent *round.Record) round.Record {
 		Position: parent.Position + roster.Minibatches, Roster: parent.Roster, Justified: parent.Justified, Expelled: parent.Expelled}
 	for _, q := range roster.Members {
 		if !slices.Contains(r.Expelled, q) {
-			r.Set = append(r.Set, round.Entry{Peer: q, Gradient: hash("gradient", q, parent.Model, r.Height)})
+			r.Set = append(r.Set, round.Entry{Peer: q, Gradient: hash("gradient", int(q), parent.Model, r.Height)})
 		}
 	}
 	r.FUsed = uint16(min(roster.F, (len(r.Set)-1)/2))
