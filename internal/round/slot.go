@@ -91,6 +91,10 @@ func (m *Machine) beginAt(slot uint64) {
 	m.expel, m.justify, m.succeed = nil, Checkpoint{}, Hash{}
 	m.retried = m.retried[:0]
 	m.dirty = true
+	// A gradient whose body was given up meanwhile is computed again.
+	m.gradients = slices.DeleteFunc(m.gradients, func(g ownGradient) bool {
+		return g.parent != m.head.id || g.ready && m.bodies[g.value.Gradient] == nil
+	})
 	if pause := m.paused(); pause || !m.taking {
 		if pause && m.taking {
 			m.report(Paused, m.cfg.Self, m.final_.ID, fmt.Sprintf("nothing after height %d is final and less than a quorum is connected: this peer waits", m.final_.Height))
@@ -106,7 +110,6 @@ func (m *Machine) beginAt(slot uint64) {
 		}
 		m.wait[p] = m.peers[p].waiting && m.present(Peer(p))
 	}
-	m.gradients = slices.DeleteFunc(m.gradients, func(g ownGradient) bool { return g.parent != m.head.id })
 	m.cover(slot)
 	if m.head.rec.Height > 0 && (m.fails > 0 || m.begun == 1 || !m.head.rec.Has(m.cfg.Self)) {
 		m.send(Return{Head: m.head.rec})

@@ -2,8 +2,10 @@ package sim
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"runtime"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -87,7 +89,7 @@ func Explore(ctx context.Context, e Exploration) Summary {
 				}
 				c := e.Config(seed)
 				c.Stop = ctx.Done()
-				r, err := Run(c)
+				r, err := run(c)
 				if ctx.Err() != nil {
 					return
 				}
@@ -102,6 +104,16 @@ func Explore(ctx context.Context, e Exploration) Summary {
 	}
 	all.Wait()
 	return s
+}
+
+// run runs c. A panic of a machine is a violation too.
+func run(c Config) (r Result, err error) {
+	defer func() {
+		if p := recover(); p != nil {
+			err = fmt.Errorf("seed %d: panic: %v\n%s", c.Seed, p, debug.Stack())
+		}
+	}()
+	return Run(c)
 }
 
 // add adds a run.
@@ -136,7 +148,7 @@ func (s *Summary) add(c *Config, r Result, err error) {
 func RunOne(ctx context.Context, c Config, new func(round.Config) (*round.Machine, error), trace io.Writer) (Summary, error) {
 	c.New, c.Trace, c.Stop = new, trace, ctx.Done()
 	s := Summary{Faults: map[string]int{}}
-	r, err := Run(c)
+	r, err := run(c)
 	if ctx.Err() != nil {
 		return s, context.Cause(ctx)
 	}
