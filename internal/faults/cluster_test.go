@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -47,48 +48,88 @@ type cluster struct {
 	t     *testing.T
 	net   *network
 	exe   string
-	dir   string // the run folder
+	dir   string // the run folder, or that of the first peer
+	log   *eventLog
 	peers []*peer
-	log   eventLog
 }
 
-// newCluster makes a network and the folder of a run. No peer runs yet.
-func newCluster(t *testing.T, job spirt.Job) *cluster {
+func emptyCluster(t *testing.T, machines int) *cluster {
 	t.Helper()
-	if err := job.Resolve(); err != nil {
-		t.Fatal(err)
-	}
 	exe, err := build()
 	if err != nil {
 		t.Fatal(err)
 	}
-	c := &cluster{t: t, net: newNetwork(t, job.Peers+1), exe: exe, dir: filepath.Join(t.TempDir(), "run")}
-	// Train makes the folder. Its peers do nothing and leave no model, which
-	// it reports; those of the test come instead of them.
-	if _, err := spirt.Train(t.Context(), job, spirt.TrainConfig{Dir: c.dir, Executable: "/bin/true"}); !errors.Is(err, os.ErrNotExist) {
-		t.Fatal("making the run folder: ", err)
-	}
-	if err := os.Remove(filepath.Join(c.dir, "events.jsonl")); err != nil {
-		t.Fatal(err)
-	}
-	c.log.path = filepath.Join(c.dir, "events.jsonl")
-	for n := 1; n <= job.Peers; n++ {
-		c.peers = append(c.peers, &peer{c: c, n: n, run: c.dir, machine: n})
-	}
+	c := &cluster{t: t, net: newNetwork(t, machines), exe: exe, dir: filepath.Join(t.TempDir(), "run")}
+	c.log = &eventLog{path: filepath.Join(c.dir, "events.jsonl")}
 	t.Cleanup(func() {
 		for _, p := range c.peers {
 			if p.running() {
 				p.kill()
 			}
-		}
-		if t.Failed() {
-			for _, p := range c.peers {
+			if t.Failed() {
 				p.tell()
 			}
 		}
 	})
 	return c
 }
+
+// newCluster makes a network, with a machine to spare, and the folder of a run
+// that all peers share. No peer runs yet.
+func newCluster(t *testing.T, job spirt.Job) *cluster {
+	t.Helper()
+	if err := job.Resolve(); err != nil {
+		t.Fatal(err)
+	}
+	c := emptyCluster(t, job.Peers+1)
+	// Train makes the folder. Its peers do nothing and leave no model, which
+	// it reports; those of the test come instead of them.
+	if _, err := spirt.Train(t.Context(), job, spirt.TrainConfig{Dir: c.dir, Executable: "/bin/true"}); !errors.Is(err, os.ErrNotExist) {
+		t.Fatal("making the run folder: ", err)
+	}
+	if err := os.Remove(c.log.path); err != nil {
+		t.Fatal(err)
+	}
+	for n := 1; n <= job.Peers; n++ {
+		c.peers = append(c.peers, &peer{c: c, n: n, run: c.dir, machine: n, log: c.log})
+	}
+	return c
+}
+
+// newJob makes a network and, on its first machine, a job as people do, with
+// these flags, for four peers. That machine's peer runs.
+func newJob(t *testing.T, machines int, flags ...string) *cluster {
+	t.Helper()
+	c := emptyCluster(t, machines)
+	args := append([]string{"job", "create", "--listen", listen(1)}, flags...)
+	must(t, c.net.on(1, c.exe, append(args, c.dir)...))
+	p := &peer{c: c, n: 1, run: c.dir, machine: 1, log: c.log}
+	c.peers = append(c.peers, p)
+	p.start()
+	return c
+}
+
+// join has the next machine join the job of the first, and waits until it is a
+// member.
+func (c *cluster) join() *peer {
+	t, n := c.t, len(c.peers)+1
+	t.Helper()
+	invite, err := c.net.on(1, c.exe, "invite", c.dir).Output()
+	if err != nil {
+		t.Fatalf("spirt invite: %v", err)
+	}
+	dir := filepath.Join(t.TempDir(), "joined")
+	p := &peer{c: c, n: n, run: dir, machine: n, log: &eventLog{path: filepath.Join(dir, "events.jsonl")}}
+	c.peers = append(c.peers, p)
+	p.execute("join", "--dir", dir, "--listen", listen(n), strings.TrimSpace(string(invite)))
+	poll(t, "peer "+strconv.Itoa(n)+" to be a member", func() bool {
+		p.mustRun()
+		return strings.Contains(p.logged(), "this is peer "+strconv.Itoa(n)+" ")
+	})
+	return p
+}
+
+func listen(machine int) string { return ip(machine) + ":" + strconv.Itoa(port) }
 
 // peer returns peer n, from 1.
 func (c *cluster) peer(n int) *peer { return c.peers[n-1] }
@@ -106,7 +147,7 @@ func (c *cluster) reach(peer int, round uint64) {
 	c.t.Helper()
 	poll(c.t, "round "+strconv.FormatUint(round, 10)+" of peer "+strconv.Itoa(peer), func() bool {
 		c.peer(peer).mustRun()
-		return c.log.last(peer).Round >= round
+		return c.peer(peer).last().Round >= round
 	})
 }
 
@@ -135,7 +176,7 @@ func (c *cluster) finish(rounds uint64) float64 {
 		if err := p.wait(); err != nil {
 			c.t.Errorf("peer %d ended with %v", p.n, err)
 		}
-		last := c.log.last(p.n)
+		last := p.last()
 		if last.Round != rounds {
 			c.t.Errorf("peer %d ended with round %d, not %d", p.n, last.Round, rounds)
 		}
@@ -162,6 +203,7 @@ type peer struct {
 	n       int    // its number in the run
 	run     string // its run folder
 	machine int
+	log     *eventLog // of the run folder
 
 	cmd   *exec.Cmd  // nil unless a process was started and not yet waited for
 	ended chan error // has its end
@@ -171,15 +213,20 @@ type peer struct {
 func (p *peer) dir() string { return filepath.Join(p.run, "peers", strconv.Itoa(p.n)) }
 
 // start starts the peer's process.
-func (p *peer) start(args ...string) {
+func (p *peer) start() {
+	p.c.t.Helper()
+	p.execute("peer", "--run", p.run, "--peer", strconv.Itoa(p.n), "--listen", listen(p.machine))
+}
+
+// execute runs spirt as the peer's process.
+func (p *peer) execute(args ...string) {
 	t := p.c.t
 	t.Helper()
-	log, err := os.OpenFile(filepath.Join(p.c.dir, "log-"+strconv.Itoa(p.machine)), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	log, err := os.OpenFile(p.logFile(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer log.Close() // the process has its own
-	args = append([]string{"peer", "--run", p.run, "--peer", strconv.Itoa(p.n), "--listen", ip(p.machine) + ":" + strconv.Itoa(port)}, args...)
 	p.cmd = p.c.net.on(p.machine, p.c.exe, args...)
 	p.cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
 	p.cmd.Stdout, p.cmd.Stderr = log, log
@@ -190,6 +237,11 @@ func (p *peer) start(args ...string) {
 	go func() { p.ended <- p.cmd.Wait() }() // ends with the process
 }
 
+func (p *peer) logFile() string { return filepath.Join(p.c.dir, "log-"+strconv.Itoa(p.machine)) }
+
+// last returns the peer's last round.
+func (p *peer) last() spirt.Event { return p.log.last(p.n) }
+
 func (p *peer) running() bool { return p.cmd != nil }
 
 // mustRun fails if the process has ended by itself.
@@ -198,7 +250,7 @@ func (p *peer) mustRun() {
 	select {
 	case err := <-p.ended:
 		p.ended <- err
-		if err != nil || p.c.log.last(p.n).Round == 0 {
+		if err != nil || p.last().Round == 0 {
 			p.c.t.Fatalf("peer %d ended: %v", p.n, err)
 		}
 	default:
@@ -232,7 +284,7 @@ func (p *peer) kill() {
 
 // logged returns what the peer's processes wrote.
 func (p *peer) logged() string {
-	b, err := os.ReadFile(filepath.Join(p.c.dir, "log-"+strconv.Itoa(p.machine)))
+	b, err := os.ReadFile(p.logFile())
 	if err != nil {
 		return err.Error()
 	}

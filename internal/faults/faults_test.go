@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -27,14 +28,17 @@ func small(rounds int) spirt.Job {
 const promised = 0.97
 
 // The main job, while peers are killed and started again at random every few
-// seconds, and the network falls in two halves for 20 s.
+// seconds, the network falls in two halves for 20 s, and a fifth peer joins
+// half-way.
 func TestMainJob(t *testing.T) {
-	c := newCluster(t, spirt.Job{})
+	c := newJob(t, 5)
 	c.net.delay(15 * time.Millisecond) // else all would be over too soon
+	for range 3 {
+		c.join()
+	}
 	seed := rand.Uint64()
 	t.Logf("seed %d", seed)
 	rng := rand.New(rand.NewPCG(seed, 0))
-	c.start()
 	c.reach(1, 20)
 
 	const partitionAt, last = 60, 300 // rounds; from last on nobody is killed, so that all are there at the end
@@ -42,7 +46,7 @@ func TestMainJob(t *testing.T) {
 	for kills := 0; ; kills++ {
 		c.while(3*time.Second + time.Duration(rng.Int64N(int64(2*time.Second))))
 		victim := c.peer(1 + rng.IntN(4))
-		round := c.log.last(victim.n).Round
+		round := victim.last().Round
 		switch {
 		case !partitioned && round > partitionAt:
 			c.net.partition([]int{1, 2}, []int{3, 4})
@@ -51,6 +55,10 @@ func TestMainJob(t *testing.T) {
 			c.net.heal()
 			healAt = time.Time{}
 		}
+		if round > 200 && healAt.IsZero() && len(c.peers) == 4 {
+			c.join()
+			t.Logf("peer 5 joined at round %d", c.log.last(1).Round)
+		}
 		if round > last && partitioned && healAt.IsZero() {
 			t.Logf("%d kills", kills)
 			break
@@ -58,7 +66,24 @@ func TestMainJob(t *testing.T) {
 		victim.kill()
 		victim.start()
 	}
+	if len(c.peers) != 5 {
+		t.Error("the fifth peer did not join")
+	}
 	if accuracy := c.finish(400); accuracy < promised {
+		t.Errorf("accuracy %.4f", accuracy)
+	}
+}
+
+// Four machines in a home network, one with an eighth of a CPU, as
+// docs/tutorial-cluster.md has it.
+func TestTutorial(t *testing.T) {
+	const rounds = 60
+	c := newJob(t, 4, "--rounds", strconv.Itoa(rounds), "--batches-per-round", "8")
+	c.net.slow(4, 0.125)
+	for range 3 {
+		c.join()
+	}
+	if accuracy := c.finish(rounds); accuracy < 0.9 {
 		t.Errorf("accuracy %.4f", accuracy)
 	}
 }
@@ -173,7 +198,7 @@ func TestCopiedIdentity(t *testing.T) {
 	c.net.delay(15 * time.Millisecond)
 	c.start()
 	c.reach(1, 10)
-	copied := &peer{c: c, n: 4, run: filepath.Join(t.TempDir(), "copy"), machine: 5}
+	copied := &peer{c: c, n: 4, run: filepath.Join(t.TempDir(), "copy"), machine: 5, log: c.log}
 	must(t, exec.Command("cp", "-a", c.dir, copied.run))
 	copied.start()
 	for by := 1; by <= 3; by++ {
