@@ -204,6 +204,7 @@ type peer struct {
 	run     string // its run folder
 	machine int
 	log     *eventLog // of the run folder
+	cwd     string    // where its commands run; empty: where the tests do
 
 	cmd   *exec.Cmd  // nil unless a process was started and not yet waited for
 	ended chan error // has its end
@@ -228,6 +229,7 @@ func (p *peer) execute(args ...string) {
 	}
 	defer log.Close() // the process has its own
 	p.cmd = p.c.net.on(p.machine, p.c.exe, args...)
+	p.cmd.Dir = p.cwd
 	p.cmd.Env = append(os.Environ(), "GOMAXPROCS=1")
 	p.cmd.Stdout, p.cmd.Stderr = log, log
 	if err := p.cmd.Start(); err != nil {

@@ -10,7 +10,6 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -70,20 +69,6 @@ func TestMainJob(t *testing.T) {
 		t.Error("the fifth peer did not join")
 	}
 	if accuracy := c.finish(400); accuracy < promised {
-		t.Errorf("accuracy %.4f", accuracy)
-	}
-}
-
-// Four machines in a home network, one with an eighth of a CPU, as
-// docs/tutorial-cluster.md has it.
-func TestTutorial(t *testing.T) {
-	const rounds = 60
-	c := newJob(t, 4, "--rounds", strconv.Itoa(rounds), "--batches-per-round", "8")
-	c.net.slow(4, 0.125)
-	for range 3 {
-		c.join()
-	}
-	if accuracy := c.finish(rounds); accuracy < 0.9 {
 		t.Errorf("accuracy %.4f", accuracy)
 	}
 }

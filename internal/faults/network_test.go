@@ -202,11 +202,11 @@ func removeGroup(t *testing.T, dir string) {
 
 // on makes a command that runs on a machine.
 func (n *network) on(machine int, exe string, args ...string) *exec.Cmd {
-	if group := n.groups[machine]; group != "" {
-		args = append([]string{"-c", `echo $$ >"$0"; exec "$@"`, group, exe}, args...)
-		exe = "/bin/sh"
+	cmd := in(n.namespace(machine), exe, args...)
+	if group := n.groups[machine]; group != "" { // which cannot be seen from the namespace
+		cmd = exec.Command("/bin/sh", append([]string{"-e", "-c", `echo $$ >"$0"; exec "$@"`, group}, cmd.Args...)...)
 	}
-	return in(n.namespace(machine), exe, args...)
+	return cmd
 }
 
 // remove ends what still runs in the namespaces and removes them.
