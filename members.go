@@ -80,7 +80,7 @@ func Members(run string) (MembersInfo, error) {
 	return info, recentEvents(filepath.Join(run, eventsFile), func(e Event) {
 		switch e.Event {
 		case "peer":
-			if i, ok := at[e.Peer]; ok && e.By != 0 {
+			if i, ok := at[e.Peer]; ok && e.By != 0 && info.Members[i].State != "expelled" { // which is for good
 				info.Members[i].State, info.Members[i].Seen = e.State, &e.Time
 			}
 		case "round":

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -303,4 +304,54 @@ func TestClusterChanges(t *testing.T) {
 			t.Errorf("%s: %v", p.name, err)
 		}
 	}
+}
+
+// Somebody has a copy of a member's key and runs a peer with it beside the
+// member's own: the others see that the key signs what no honest peer signs,
+// expel it, and go on.
+func TestCopiedIdentity(t *testing.T) {
+	c := newCluster(t, "--peers", "4", "--model", "mlp", "--rounds", "100000")
+	c.start("home", "peer", "home")
+	invite := c.spirt("invite", "--uses", "3", "home")
+	for _, name := range []string{"j2", "j3", "j4"} {
+		c.start(name, "join", "--dir", name, "--name", name, "--listen", here, invite)
+	}
+	member := func(m spirt.MembersInfo) (j2, j3 spirt.MemberInfo) {
+		for _, x := range m.Members {
+			switch x.Name {
+			case "j2":
+				j2 = x
+			case "j3":
+				j3 = x
+			}
+		}
+		return j2, j3
+	}
+	victim := 0
+	c.until("a few rounds", "home", func(m spirt.MembersInfo) bool {
+		j2, j3 := member(m)
+		victim = j2.Peer
+		return j2.Round > 5 && j3.Round > 5
+	})
+	own := filepath.Join("peers", strconv.Itoa(victim))
+	for _, name := range []string{"genesis", "rosters", filepath.Join(own, "key"), filepath.Join(own, "addresses.yaml")} {
+		from, to := filepath.Join(c.dir, "j2", name), filepath.Join(c.dir, "copy", name)
+		if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := exec.Command("cp", "-Rp", from, to).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	c.start("copy", "peer", "copy")
+	last := uint64(0)
+	c.until("the expulsion", "home", func(m spirt.MembersInfo) bool {
+		j2, j3 := member(m)
+		last = j3.Round
+		return j2.State == "expelled"
+	})
+	c.until("rounds without it", "home", func(m spirt.MembersInfo) bool {
+		j2, j3 := member(m)
+		return j3.Round > last+20 && j2.Round <= last+2
+	})
 }
