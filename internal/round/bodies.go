@@ -58,6 +58,7 @@ func (m *Machine) wantBody(p Peer, a *Announce) {
 		}
 	}
 	b.status = bodyWanted
+	m.wanting = m.wanting || len(holders) == 0
 	if len(holders) > 0 {
 		b.status = bodyFetching
 		m.emit(Fetch{Peer: p, Gradient: a.Gradient, Bytes: a.Bytes, Holders: holders})
@@ -66,6 +67,10 @@ func (m *Machine) wantBody(p Peer, a *Announce) {
 
 // wantBodies has those bodies fetched for which there was nobody to ask.
 func (m *Machine) wantBodies() {
+	if !m.wanting {
+		return
+	}
+	m.wanting = false
 	for p := range m.peers {
 		if h := m.here(Peer(p)); h != nil && h.announced && !h.announce.Abstains() && m.other(Peer(p)) {
 			if b := m.bodies[h.announce.Gradient]; b != nil && b.status == bodyWanted {

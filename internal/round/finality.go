@@ -332,7 +332,7 @@ func (m *Machine) proven(proof *Proof, own bool) {
 func (m *Machine) enlist() {
 	m.ros = m.rosters[m.head.rec.Roster]
 	clear(m.members)
-	m.taking = false
+	m.taking, m.later, m.wanting = false, true, true
 	for _, p := range m.ros.Members {
 		if _, gone := slices.BinarySearch(m.head.rec.Expelled, p); gone || m.peers[p].guilty && !m.mutant.keepGuilty {
 			continue

@@ -48,6 +48,7 @@ func (m *Machine) connected(p Peer) {
 	}
 	m.peers[p].connected = true
 	m.peers[p].met = true
+	m.later = true
 	m.wantBodies()
 	for _, n := range m.tree.nodes {
 		n.unavailable = 0
@@ -166,6 +167,7 @@ func (m *Machine) received(msg *Message, id Hash) {
 		return // a message of before a restart, or one's own echo
 	}
 	m.holder(p, msg.Parent)
+	m.later = m.later || msg.Slot > m.slot
 	h := m.hear(p, msg.Slot, msg.Parent)
 	if h == nil {
 		return
@@ -253,7 +255,7 @@ func (m *Machine) maybeReturns(p Peer, slot uint64, parent Hash) {
 
 func (m *Machine) receivedRecord(p Peer, s *SignedRecord, msg *Message, message Hash) {
 	r := &s.Record
-	id := r.ID()
+	id := m.tree.id(r)
 	if p == m.cfg.Self {
 		if n := m.tree.byID[id]; n != nil && n.signers.has(p) {
 			return // one's own echo

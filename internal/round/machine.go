@@ -112,6 +112,8 @@ type Machine struct {
 	parent     Hash // of the current slot
 
 	gradients []ownGradient
+	wanting   bool // there may be a body that nobody could be asked for
+	later     bool // others may be at a later slot on the head
 	dirty     bool // the fork choice may have another outcome
 	startEnd  time.Duration
 

@@ -208,6 +208,14 @@ func (r *Record) ID() Hash {
 	})...))
 }
 
+// equal reports whether two records have the same content, and so one ID: that
+// is quicker to see than to work out.
+func (r *Record) equal(s *Record) bool {
+	return r.Slot == s.Slot && r.Height == s.Height && r.Parent == s.Parent && slices.Equal(r.Set, s.Set) &&
+		r.FUsed == s.FUsed && r.Validation == s.Validation && r.Model == s.Model && r.State == s.State &&
+		r.Position == s.Position && r.Roster == s.Roster && slices.Equal(r.Expelled, s.Expelled) && r.Justified == s.Justified
+}
+
 // Degraded reports whether the set is too small for a rule that tolerates f.
 func (r *Record) Degraded(f int) bool { return r.Height > 0 && len(r.Set) < 2*f+1 }
 

@@ -60,6 +60,10 @@ func (m *Machine) ahead(slot uint64) uint64 {
 
 // jump leaves the slot for a later one that others work at on the same head.
 func (m *Machine) jump() bool {
+	if !m.later {
+		return false
+	}
+	m.later = false
 	slot := m.ahead(m.slot)
 	if slot == m.slot {
 		return false
@@ -90,7 +94,7 @@ func (m *Machine) beginAt(slot uint64) {
 	m.set, m.target, m.own, m.pursued = nil, nil, nil, nil
 	m.expel, m.justify, m.succeed = nil, Checkpoint{}, Hash{}
 	m.retried = m.retried[:0]
-	m.dirty = true
+	m.dirty, m.later = true, true
 	// A gradient whose body was given up meanwhile is computed again.
 	m.gradients = slices.DeleteFunc(m.gradients, func(g ownGradient) bool {
 		return g.parent != m.head.id || g.ready && m.bodies[g.value.Gradient] == nil

@@ -149,6 +149,16 @@ func (t *tree) add(id Hash, r Record, now time.Duration) *node {
 	return n
 }
 
+// id returns a record's ID, of one that is known without hashing it.
+func (t *tree) id(r *Record) Hash {
+	for _, n := range t.siblings(r.Parent) {
+		if n.rec.equal(r) {
+			return n.id
+		}
+	}
+	return r.ID()
+}
+
 // siblings returns the known records with this parent.
 func (t *tree) siblings(parent Hash) []*node {
 	if n := t.byID[parent]; n != nil {
