@@ -28,8 +28,8 @@ func TestMeanWeights(t *testing.T) {
 				want[j] += float32(float32(weights[i]) * v)
 			}
 		}
-		weights[0]++ // not all alike
-		total++
+		weights[0] += 100 // not all alike
+		total += 100
 		first := get(t, db, keys[0])
 		clear(want)
 		for i, key := range keys {
