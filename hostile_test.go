@@ -159,12 +159,22 @@ func TestEquivocatorIsExpelled(t *testing.T) {
 			Body: round.Announce{Gradient: treehash.Sum([]byte(g)), Bytes: 4, BaseModel: liar.loop.head.Model},
 		}))
 	}
+	told := make(chan bool, 1)
 	go func() { // what is said to it is read, until it is closed
-		for range liar.host.Events() {
+		for e := range liar.host.Events() {
+			if m, ok := e.(p2p.Message); ok {
+				opened, err := liar.take(m)
+				if proof, ok := opened.Body.(round.Proof); ok && err == nil && proof.Peer == 3 && len(told) == 0 {
+					told <- true
+				}
+			}
 		}
 	}()
 	for range 3 {
 		check(t, <-ended)
+	}
+	if len(told) == 0 {
+		t.Error("the liar was not given the proof")
 	}
 	events, models := eventsOf(t, dir), map[string]bool{}
 	for n := 1; n <= 3; n++ {

@@ -353,8 +353,7 @@ func (p *peer) act(ctx context.Context, a round.Action) error {
 	case round.Accuse:
 		p.accuse(ctx, a)
 	case round.Gate:
-		p.host.Expel(int(a.Peer), a.Text)
-		p.emitMember(int(a.Peer), Event{State: "expelled", Message: a.Text})
+		p.gate(ctx, a)
 	case round.Final:
 		p.emit(Event{Event: "final", Round: a.Checkpoint.Height})
 	case round.SetTimer:
@@ -403,6 +402,25 @@ func (p *peer) background(ctx context.Context, name string, f func(ctx context.C
 		case l.results <- r:
 		case <-ctx.Done():
 			r.close()
+		}
+	}()
+}
+
+// farewell is how long a member that is expelled stays connected, so that it
+// gets the proof and knows: nothing that it says counts meanwhile.
+const farewell = 500 * time.Millisecond
+
+// gate cuts a guilty member off.
+func (p *peer) gate(ctx context.Context, a round.Gate) {
+	p.emitMember(int(a.Peer), Event{State: "expelled", Message: a.Text})
+	p.loop.wg.Add(1)
+	go func() {
+		defer p.loop.wg.Done()
+		if wait(ctx, farewell) != nil {
+			return
+		}
+		if err := p.host.Expel(int(a.Peer), a.Text); err != nil {
+			p.log.Warn("a member cannot be expelled", "peer", a.Peer+1, "err", err)
 		}
 	}()
 }
