@@ -257,7 +257,7 @@ func (w *world) execute(p *peer, a round.Action) {
 			}
 			g := hash("gradient", p.id, parent.Model, a.Height)
 			w.deliver(p, round.GradientReady{Slot: a.Slot, Parent: a.Parent, Gradient: g, Bytes: 1000,
-				Validation: round.Validation{LossMicro: int64(1000 + p.id), Correct: uint32(p.id), Count: 100}})
+				Validation: round.Validation{LossMicro: int64(1000 + p.id), Correct: uint32(p.id % 100), Count: 100}})
 		}))
 	case round.Fetch:
 		w.fetchBody(p, a, 3)
