@@ -286,6 +286,12 @@ func (m *Machine) choose() *node {
 		if l == nil || !here && Peer(p) != m.cfg.Self || m.strays(l, &root) {
 			continue
 		}
+		// To follow a checkpoint that is known to follow the justified one is
+		// no higher claim.
+		claims := l.rec.Justified.Height > root.Height && relate(l, &root) == unknown
+		if j := t.byID[l.rec.Justified.ID]; claims && j != nil {
+			claims = relate(j, &root) != on
+		}
 		for n := m.latest[p].node; n != nil; n = n.parent {
 			if n.stamp != stamp {
 				n.stamp, n.weight, n.live, n.lowest, n.tip, n.claims = stamp, 0, false, Peer(p), 0, false
@@ -295,7 +301,7 @@ func (m *Machine) choose() *node {
 			}
 			n.weight++
 			n.live = n.live || here
-			n.claims = n.claims || l.rec.Justified.Height > root.Height && relate(l, &root) == unknown
+			n.claims = n.claims || claims
 			n.tip = max(n.tip, m.latest[p].node.rec.Height)
 		}
 	}
