@@ -66,7 +66,7 @@ func simulateCommand(stdout, stderr io.Writer) *cobra.Command {
 
 func (s *simulation) check(c *cobra.Command) error {
 	set := c.Flags().Changed
-	if err := requirePositive(c, "peers", "seeds", "rounds", "duration"); err != nil {
+	if err := requirePositive(c, "peers", "seeds", "rounds"); err != nil {
 		return err
 	}
 	if !set("byzantine") && (s.Calm || s.Peers < 4) {
@@ -79,6 +79,8 @@ func (s *simulation) check(c *cobra.Command) error {
 		s.Seeds = 0
 	}
 	switch {
+	case set("duration") && s.Duration <= 0:
+		return fmt.Errorf("--duration %v is not positive", s.Duration)
 	case s.Peers < 1 || s.Peers > round.MaxPeers:
 		return fmt.Errorf("--peers %d is out of range: take 1 to %d", s.Peers, round.MaxPeers)
 	case s.Byzantine < 0 || s.Byzantine > round.MaxFaulty(s.Peers):
