@@ -234,7 +234,7 @@ func TestJobNamesDiffer(t *testing.T) {
 	}
 	base := DefaultJob()
 	note("the default job", base)
-	if fixedGenesis(t, base).ID() != fixedGenesis(t, base).ID() {
+	if again := fixedGenesis(t, base).ID(); fixedGenesis(t, base).ID() != again {
 		t.Error("one job has two names")
 	}
 	var change func(path string, v reflect.Value, j *Job)

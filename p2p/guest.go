@@ -307,7 +307,7 @@ func Ask(ctx context.Context, key ed25519.PrivateKey, addrs []string, job [32]by
 	for _, s := range addrs {
 		addr, id, err := parseAddress(s)
 		if err == nil && id == "" {
-			err = fmt.Errorf("address %q does not name its peer: want .../p2p/12D3...", s)
+			err = fmt.Errorf("address %q does not name its peer: it ends in /p2p/ and the peer's ID", s)
 		}
 		if err != nil {
 			return nil, fmt.Errorf("p2p: asking to join: %w", err)

@@ -38,11 +38,9 @@ func (w *world) tell(p, q *peer, m round.Message) {
 		w.records[r.Record.ID()] = r.Record
 	}
 	s := w.seal(m)
-	d := w.cfg.Delay
 	if w.cfg.Lies&Delay != 0 && w.rng.IntN(8) == 0 {
 		w.lied(Delay)
-		d = w.between(0, 1e9)
-		w.after(d, func() { w.transmit(p, q, s) })
+		w.after(w.between(0, 1e9), func() { w.transmit(p, q, s) })
 		return
 	}
 	w.transmit(p, q, s)
