@@ -169,11 +169,31 @@ func (m *Machine) stateLost(kind ReportKind) {
 	m.pursued = nil
 	n.unavailable = m.now + m.limits.Retry<<min(n.failures, 4)
 	n.failures++
+	// Who goes on keeps its head's state and the one before: what is further
+	// back is not to be had either, and asking for it record by record would
+	// leave no time to go on from a state that is here.
+	for a := n.parent; a != nil && !m.obtainedBy(a); a = a.parent {
+		a.unavailable = max(a.unavailable, n.unavailable)
+	}
 	if kind == TimeoutState {
 		m.timedOut = true
 	}
 	m.report(kind, m.cfg.Self, n.id, fmt.Sprintf("nobody gave the state of %s (height %d)", n.id.Short(), n.rec.Height))
 	m.rechoose()
+}
+
+// obtainedBy reports whether the state of a is here, or somebody is at a or just
+// went on from it.
+func (m *Machine) obtainedBy(a *node) bool {
+	if a.held || m.recomputable(a) {
+		return true
+	}
+	for p := range m.peers {
+		if l := m.latest[p].node; m.peers[p].connected && l != nil && (l == a || l.parent == a) {
+			return true
+		}
+	}
+	return false
 }
 
 // rechoose goes on from wherever the fork choice leads now.

@@ -349,6 +349,9 @@ func (m *Machine) choose() *node {
 	if n == nil && best != own {
 		n = m.end(own, need)
 	}
+	if n == nil && own == m.justified && m.accompanied() {
+		return own // those who voted for it have its state: ask again
+	}
 	if n == nil {
 		// Where too few signed, the head would stay at the parent, but nobody
 		// has that state any more: take the best of what there is.
@@ -358,6 +361,16 @@ func (m *Machine) choose() *node {
 		n = m.head
 	}
 	return n
+}
+
+// accompanied reports whether another member is connected.
+func (m *Machine) accompanied() bool {
+	for p := range m.peers {
+		if m.peers[p].connected && m.other(Peer(p)) {
+			return true
+		}
+	}
+	return false
 }
 
 // uncontested reports whether the head descends from n and nobody signed for
@@ -436,30 +449,10 @@ func (m *Machine) descend(n *node, need int) *node {
 		}
 		best.tried = m.tree.descent
 	}
-	switch {
-	case m.obtainable(n):
+	if m.obtainable(n) {
 		return n
-	case need != 1:
-		// Enough signed it, and nobody has its state any more: who has gone on
-		// from it has a later one. That is the record where somebody is, not one
-		// that somebody signed and is alone with.
-		later := m.descend(n, 1)
-		if later != nil && !m.inhabited(later) && later.parent != n && m.obtainable(later.parent) {
-			later = later.parent
-		}
-		return later
 	}
 	return nil
-}
-
-// inhabited reports whether a connected member said that it is at n.
-func (m *Machine) inhabited(n *node) bool {
-	for p := range m.peers {
-		if m.peers[p].connected && n.holders.has(Peer(p)) {
-			return true
-		}
-	}
-	return false
 }
 
 // need is the threshold for the children of a record, worked out once for a
