@@ -5,7 +5,7 @@ GO         ?= go
 TESTFLAGS  ?=
 # For every fuzz test in test-all. A count, because a time limit that runs out
 # on a busy machine looks like a failure.
-FUZZTIME   ?= 1000x
+FUZZTIME   ?= 2000x
 # Seeds for each size in simulate.
 SIMULATE   ?= 10000
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
