@@ -230,7 +230,7 @@ func parseEntry(dec *json.Decoder, name string) (headerEntry, error) {
 				}
 			}
 			if e.dtype == 0 {
-				return fmt.Errorf("element type %.32v is not supported: use F32, F16, U8 or I32", v)
+				return fmt.Errorf("element type %.32v is not supported: use F32, F64, F16, BF16, I8, I16, I32, I64, U8, U16 or BOOL", v)
 			}
 		case "shape":
 			e.shape, err = numbers(dec, MaxRank)

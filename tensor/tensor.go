@@ -24,10 +24,17 @@ type DType uint8
 
 // The element types. Their numbers stand in files: they never change.
 const (
-	Float32 DType = 1
-	Uint8   DType = 2
-	Int32   DType = 3
-	Float16 DType = 4
+	Float32  DType = 1
+	Uint8    DType = 2
+	Int32    DType = 3
+	Float16  DType = 4
+	Float64  DType = 5
+	BFloat16 DType = 6
+	Int8     DType = 7
+	Int16    DType = 8
+	Int64    DType = 9
+	Uint16   DType = 10
+	Bool     DType = 11 // one byte, 0 or 1
 )
 
 // dtypes holds, by DType, our name, the name in safetensors files and the size
@@ -36,10 +43,17 @@ var dtypes = [...]struct {
 	name, safetensors string
 	size              int
 }{
-	Float32: {"float32", "F32", 4},
-	Uint8:   {"uint8", "U8", 1},
-	Int32:   {"int32", "I32", 4},
-	Float16: {"float16", "F16", 2},
+	Float32:  {"float32", "F32", 4},
+	Uint8:    {"uint8", "U8", 1},
+	Int32:    {"int32", "I32", 4},
+	Float16:  {"float16", "F16", 2},
+	Float64:  {"float64", "F64", 8},
+	BFloat16: {"bfloat16", "BF16", 2},
+	Int8:     {"int8", "I8", 1},
+	Int16:    {"int16", "I16", 2},
+	Int64:    {"int64", "I64", 8},
+	Uint16:   {"uint16", "U16", 2},
+	Bool:     {"bool", "BOOL", 1},
 }
 
 // Valid reports whether d is one of the element types.
@@ -68,7 +82,7 @@ func ParseDType(name string) (DType, error) {
 			return DType(d), nil
 		}
 	}
-	return 0, fmt.Errorf("unknown element type %.32q: use float32, float16, uint8 or int32", name)
+	return 0, fmt.Errorf("unknown element type %.32q: use float32, float64, float16, bfloat16, int8, int16, int32, int64, uint8, uint16 or bool", name)
 }
 
 // Tensor is an array of numbers: len(Data) is the product of Shape times the
