@@ -11,7 +11,7 @@ SIMULATE   ?= 10000
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 TARGETS     = linux/amd64 linux/arm64 linux/arm linux/riscv64 darwin/arm64 windows/amd64
 # Packages with assembly, or with arithmetic on top of it.
-NUMERIC     = ./internal/kernel/... ./tensor/... ./nn/... ./optim/... ./tensordb/... ./function/... ./internal/samebits
+NUMERIC     = ./internal/kernel/... ./tensor/... ./nn/... ./optim/... ./robust/... ./tensordb/... ./function/... ./internal/samebits
 
 .PHONY: help build test test-all simulate bench lint release generate clean
 .DEFAULT_GOAL := help

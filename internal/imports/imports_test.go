@@ -45,6 +45,7 @@ var families = map[string]family{
 	"dataset":             {layer: 2},
 	"nn":                  {layer: 1},
 	"optim":               {layer: 1},
+	"robust":              {layer: 1},
 	"tensor":              {layer: 0},
 	"resp":                {layer: 0},
 	"internal/kernel":     {layer: 0},
