@@ -213,15 +213,16 @@ func (s *store) apply(parent round.Record, set []round.Entry, members shares) (m
 		return model, optimizer, fmt.Errorf("aggregating %d averages: %w", len(set), err)
 	}
 	defer s.db.Delete(aggregate)
-	parentParams, parentOpt := s.stateKeys(parent)
-	if err := s.db.Copy(params, parentParams); err != nil {
-		return model, optimizer, fmt.Errorf("the parent's parameters: %w", err)
-	}
-	if err := s.db.Copy(opt, parentOpt); err != nil {
-		return model, optimizer, fmt.Errorf("the parent's optimizer state: %w", err)
+	k := tensordb.UpdateKeys{Gradient: aggregate, IntoParams: params, IntoState: opt}
+	k.Params, k.State = s.stateKeys(parent)
+	for what, key := range map[string]string{"parameters": k.Params, "optimizer state": k.State} {
+		if !s.db.Exists(key) {
+			return model, optimizer, fmt.Errorf("the parent's %s: %w: %q", what, tensordb.ErrNoKey, key)
+		}
 	}
 	height := parent.Height + 1
-	if _, err := s.db.Update(params, opt, aggregate, height, s.optim(height)); err != nil {
+	s.db.Delete(params, opt) // of an attempt that was given up
+	if _, err := s.db.Update(k, height, s.optim(height)); err != nil {
 		return model, optimizer, fmt.Errorf("updating the parameters: %w", err)
 	}
 	return s.keepState(height, params, opt)

@@ -6,8 +6,10 @@
 // where it is used, and answers with the Append functions, whose buffer the
 // caller owns. A caller of a server uses Dial and Conn.Do.
 //
+// The Append functions also write RESP3, which differs in replies only.
+//
 // Everything read is bounded by Limits before memory is allocated. Inline
-// commands and RESP3 are not spoken.
+// commands are not spoken, and Conn asks for RESP2.
 package resp
 
 import (
@@ -266,4 +268,44 @@ func appendHeader(b []byte, kind byte, n int64) []byte {
 	b = append(b, kind)
 	b = strconv.AppendInt(b, n, 10)
 	return append(b, "\r\n"...)
+}
+
+// What RESP3 has more. The functions take the version that is spoken, and write
+// what RESP2 has for it: an array of keys and values for a map, a bulk string
+// for a double.
+
+// AppendMap appends the header of a map of n pairs, whose keys and values must
+// follow in turn.
+func AppendMap(b []byte, version, n int) []byte {
+	if version < 3 {
+		return AppendArray(b, 2*n)
+	}
+	return appendHeader(b, '%', int64(n))
+}
+
+// AppendDouble appends a number with as many digits as tell it from others.
+func AppendDouble(b []byte, version int, x float64) []byte {
+	text := strconv.FormatFloat(x, 'g', -1, 64)
+	switch {
+	case math.IsInf(x, 1):
+		text = "inf"
+	case math.IsInf(x, -1):
+		text = "-inf"
+	case math.IsNaN(x):
+		text = "nan"
+	}
+	if version < 3 {
+		return AppendBulkString(b, text)
+	}
+	b = append(b, ',')
+	b = append(b, text...)
+	return append(b, "\r\n"...)
+}
+
+// AppendNull appends what stands for nothing.
+func AppendNull(b []byte, version int) []byte {
+	if version < 3 {
+		return AppendNil(b)
+	}
+	return append(b, "_\r\n"...)
 }

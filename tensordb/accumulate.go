@@ -58,7 +58,8 @@ type accumulator struct {
 	counted int           // gradients in the sum
 	seen    []progress    // by minibatch
 	early   map[int]*blob // arrived beyond next; at most window
-	sum     *blob         // nil until the first gradient; nobody else holds it
+	sum     *blob         // nil until the first gradient; not changed once it is complete
+	spare   *blob         // for the sum, where gradients are in foreign memory
 }
 
 // Accumulator makes key an empty running sum for gradients of the given
@@ -126,7 +127,7 @@ func (db *DB) Accumulate(key string, minibatch int, gradient []float32) (Status,
 		return 0, fmt.Errorf("accumulating minibatch %d in %q: %w", minibatch, key, err)
 	}
 	copy(b.floats(), gradient)
-	return a.put(minibatch, b)
+	return a.put(&db.mem, minibatch, b)
 }
 
 func (a *accumulator) notFinite(minibatch, index int, value float32) error {
@@ -160,11 +161,14 @@ func (a *accumulator) checkLocked(minibatch int) (duplicate bool, err error) {
 }
 
 // put adds or buffers a gradient, whose blob it takes over and which nobody
-// else holds.
-func (a *accumulator) put(minibatch int, b *blob) (Status, error) {
+// else holds. mem has room for a sum that cannot be in the first one's blob.
+func (a *accumulator) put(mem *memory, minibatch int, b *blob) (Status, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	duplicate, err := a.checkLocked(minibatch)
+	if err == nil && !duplicate && b.free != nil && a.sum == nil && a.spare == nil {
+		a.spare, err = mem.alloc(len(b.data))
+	}
 	if err != nil || duplicate {
 		b.release()
 		return Duplicate, err
@@ -187,8 +191,14 @@ func (a *accumulator) advance() {
 		b := a.early[a.next]
 		delete(a.early, a.next)
 		a.counted++
-		if a.sum == nil {
+		switch {
+		case a.sum == nil && b.free == nil:
 			a.sum = b // the first gradient's buffer becomes the sum
+			continue
+		case a.sum == nil:
+			a.sum, a.spare = a.spare, nil
+			copy(a.sum.data, b.data)
+			b.release()
 			continue
 		}
 		kernel.Add(a.sum.floats(), b.floats())
@@ -230,15 +240,38 @@ func (db *DB) Average(dst, key string) (counted int, err error) {
 	if err != nil {
 		return 0, err
 	}
-	b, counted, err := a.average(&db.mem)
+	sum, counted, err := a.total()
 	if err != nil {
 		return 0, fmt.Errorf("averaging %q: %w", key, err)
 	}
-	_, err = db.put(dst, &version{blob: b, dtype: tensor.Float32, shape: []int{a.length}})
+	defer sum.release()
+	bad := -1
+	err = db.space.Run(&Task{
+		Plan: func([]*Meta) (Plan, error) {
+			bad = -1
+			meta := Meta{DType: tensor.Float32, Shape: []int{a.length}, Gradient: true}
+			return Plan{Writes: []Output{{dst, meta}}, Span: a.length, Weight: 8}, nil
+		},
+		Compute: func(d, _ [][]byte, lo, hi int) {
+			to, from := floats(d[0]), sum.floats()
+			tiles(lo, hi, func(lo, hi int) {
+				kernel.Div(to[lo:hi], from[lo:hi], float32(counted))
+				firstBad(&bad, to[lo:hi], lo)
+			})
+		},
+		Check: func() error {
+			if bad >= 0 {
+				return fmt.Errorf("averaging %q: %w: the sum overflows at index %d", key, ErrNotFinite, bad)
+			}
+			return nil
+		},
+	})
 	return counted, err
 }
 
-func (a *accumulator) average(mem *memory) (*blob, int, error) {
+// total returns the sum, which is complete and does not change any more, and
+// the number of gradients in it. Release it.
+func (a *accumulator) total() (*blob, int, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.closed {
@@ -250,16 +283,7 @@ func (a *accumulator) average(mem *memory) (*blob, int, error) {
 	if a.counted == 0 {
 		return nil, 0, fmt.Errorf("%w: all %d were skipped", ErrIncomplete, len(a.seen))
 	}
-	b, err := mem.alloc(4 * a.length)
-	if err != nil {
-		return nil, 0, err
-	}
-	kernel.Div(b.floats(), a.sum.floats(), float32(a.counted))
-	if i := kernel.FirstNonFinite(b.floats()); i >= 0 {
-		b.release()
-		return nil, 0, fmt.Errorf("%w: the sum overflows at index %d", ErrNotFinite, i)
-	}
-	return b, a.counted, nil
+	return a.sum.retain(), a.counted, nil
 }
 
 // missing names the first few minibatches that have not arrived.
@@ -288,8 +312,10 @@ func (a *accumulator) close() {
 		b.release()
 	}
 	clear(a.early)
-	if a.sum != nil {
-		a.sum.release()
-		a.sum = nil
+	for _, b := range []**blob{&a.sum, &a.spare} {
+		if *b != nil {
+			(*b).release()
+			*b = nil
+		}
 	}
 }

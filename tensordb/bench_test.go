@@ -105,7 +105,7 @@ func BenchmarkAdamUpdate(b *testing.B) {
 			b.SetBytes(int64(4 * n))
 			for b.Loop() {
 				step++
-				if _, err := db.Update("p", "s", "g", step, optim.Config{Name: "adam", LR: 0.001}); err != nil {
+				if _, err := db.Update(UpdateKeys{Params: "p", State: "s", Gradient: "g"}, step, optim.Config{Name: "adam", LR: 0.001}); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -59,7 +59,7 @@ func (db *DB) Checkpoint(name string, keys []string, meta map[string]string) err
 		}
 	}
 	keys = slices.Compact(slices.Sorted(slices.Values(keys)))
-	refs, err := db.getAll(keys...)
+	refs, err := db.space.Get(keys...)
 	if err != nil {
 		return fmt.Errorf("checkpoint %q: %w", name, err)
 	}
@@ -77,7 +77,7 @@ func (db *DB) Checkpoint(name string, keys []string, meta map[string]string) err
 	}
 	for i, r := range refs {
 		c.entries = append(c.entries, checkpointEntry{
-			key: keys[i], dtype: r.v.dtype, shape: r.v.shape, step: r.v.step, hash: r.Hash(), data: r.v.blob.data,
+			key: keys[i], dtype: r.meta.DType, shape: r.meta.Shape, step: r.meta.Step, hash: r.Hash(), data: r.data,
 		})
 	}
 	path := filepath.Join(db.config.Dir, fmt.Sprintf("%s-%016x%s", name, c.sequence, checkpointSuffix))
@@ -174,15 +174,17 @@ func (db *DB) checkCheckpoint(name string) error {
 
 // adopt makes the tensors of c current, all at one moment.
 func (db *DB) adopt(c *checkpoint) error {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	if db.closed {
+	s := db.memory
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
 		c.release()
 		return ErrClosed
 	}
-	db.last = max(db.last, c.versions)
+	s.last = max(s.last, c.versions)
 	for _, e := range c.entries {
-		db.putLocked(e.key, &version{blob: e.blob, dtype: e.dtype, shape: e.shape, step: e.step})
+		s.putLocked(e.key, &version{blob: e.blob, meta: Meta{DType: e.dtype, Shape: e.shape, Step: e.step}})
+		s.changed(e.key)
 	}
 	return nil
 }
@@ -518,4 +520,15 @@ func readAt(r io.ReaderAt, p []byte, offset int64) error {
 		return fmt.Errorf("%w: it ends at offset %d", ErrTorn, offset+int64(n))
 	}
 	return err
+}
+
+// Save writes a checkpoint of all tensors but gradients.
+func (db *DB) Save(name string) error {
+	var keys []string
+	for _, key := range db.Keys("") {
+		if m, err := db.Stat(key); err == nil && !m.Gradient {
+			keys = append(keys, key)
+		}
+	}
+	return db.Checkpoint(name, keys, nil)
 }

@@ -43,7 +43,7 @@ func example() *checkpoint {
 	for _, e := range []checkpointEntry{
 		{key: "empty", dtype: tensor.Float32, shape: []int{0}},
 		{key: "labels", dtype: tensor.Uint8, shape: []int{3}, data: []byte{1, 2, 3}},
-		{key: "params", dtype: tensor.Float32, shape: []int{2, 10}, data: tensor.Bytes(floats(20, func(i int) float32 { return float32(i) / 4 }))},
+		{key: "params", dtype: tensor.Float32, shape: []int{2, 10}, data: tensor.Bytes(numbers(20, func(i int) float32 { return float32(i) / 4 }))},
 		{key: "scalar", dtype: tensor.Int32, shape: []int{}, data: []byte{1, 0, 0, 0}},
 		{key: "state", dtype: tensor.Float32, shape: []int{40}, step: 12, data: tensor.Bytes(constant(40, 0.5))},
 	} {
@@ -205,7 +205,7 @@ func TestCheckpointAndRecover(t *testing.T) {
 	set(t, db, "p", constant(5000, 0))
 	set(t, db, "g", constant(5000, 1))
 	for step := uint64(1); step <= 4; step++ {
-		if _, err := db.Update("p", "s", "g", step, sgd); err != nil {
+		if _, err := db.Update(UpdateKeys{Params: "p", State: "s", Gradient: "g"}, step, sgd); err != nil {
 			t.Fatal(err)
 		}
 		if err := db.Checkpoint("peer", []string{"s", "p"}, map[string]string{"round": fmt.Sprint(step)}); err != nil {
@@ -230,7 +230,7 @@ func TestCheckpointAndRecover(t *testing.T) {
 		t.Fatal("more was recovered, or version numbers come again")
 	}
 	set(t, back, "g", constant(5000, 1))
-	if applied, err := back.Update("p", "s", "g", 4, sgd); err != nil || applied {
+	if applied, err := back.Update(UpdateKeys{Params: "p", State: "s", Gradient: "g"}, 4, sgd); err != nil || applied {
 		t.Fatalf("the step was forgotten: %v, %v", applied, err)
 	}
 

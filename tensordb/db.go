@@ -20,15 +20,14 @@
 package tensordb
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"os"
 	"slices"
-	"strings"
 	"sync"
-	"sync/atomic"
 	"time"
 
 	"github.com/spirt-ml/spirt/internal/treehash"
@@ -59,9 +58,16 @@ type Config struct {
 	// MaxMemory bounds the bytes of all tensors, buffers in reserve included.
 	// Zero: no bound.
 	MaxMemory int64
+	// DropGradients has gradients removed, the least recently used first,
+	// where memory is short. The default is to refuse what needs more.
+	DropGradients bool
 	// Logger receives what a person may want to know, such as a damaged
 	// checkpoint that was passed over. Nil: nothing is logged.
 	Logger *slog.Logger
+	// Keyspace is where tensors lie that are not in this process's memory; it
+	// is told what Changed tells the DB. MaxMemory bounds accumulators and
+	// what is read then, and there are no checkpoints. Nil: in memory.
+	Keyspace Keyspace
 }
 
 // DB is an open database. It is safe for concurrent use.
@@ -69,27 +75,17 @@ type DB struct {
 	config Config
 	log    *slog.Logger
 	mem    memory
+	space  Keyspace
+	memory *memspace // space, where that is in memory; else nil
 
-	mu           sync.RWMutex // guards the maps; tensor data is immutable
-	tensors      map[string]*version
+	mu           sync.RWMutex // guards what follows
 	accumulators map[string]*accumulator
-	last         uint64 // version number given out last
 	closed       bool
 
+	waitMu  sync.Mutex
+	waiting map[string]map[chan struct{}]bool // closed when the key changes
+
 	checkpointMu sync.Mutex // one checkpoint is written at a time
-}
-
-// version is one version of a tensor. It does not change.
-type version struct {
-	blob   *blob
-	dtype  tensor.DType
-	shape  []int
-	number uint64
-	step   uint64 // optimizer steps applied, of a state tensor
-}
-
-func (v *version) tensor() tensor.Tensor {
-	return tensor.Tensor{DType: v.dtype, Shape: v.shape, Data: v.blob.data}
 }
 
 // Open opens a database, which is empty: call Recover to load a checkpoint.
@@ -106,15 +102,16 @@ func Open(config Config) (*DB, error) {
 		config:       config,
 		log:          config.Logger,
 		mem:          memory{limit: config.MaxMemory, pool: make(map[int][][]byte)},
-		tensors:      make(map[string]*version),
+		space:        config.Keyspace,
 		accumulators: make(map[string]*accumulator),
-		// Version numbers go on from the clock in microseconds, so that after
-		// a restart none names other bytes than before it, although nothing
-		// is written to disk: writes take longer than a microsecond.
-		last: uint64(time.Now().UnixMicro()),
+		waiting:      make(map[string]map[chan struct{}]bool),
 	}
 	if db.log == nil {
 		db.log = slog.New(slog.DiscardHandler)
+	}
+	if db.space == nil {
+		db.memory = newMemspace(&db.mem, config.DropGradients, db.Changed)
+		db.space = db.memory
 	}
 	return db, nil
 }
@@ -123,17 +120,15 @@ func Open(config Config) (*DB, error) {
 func (db *DB) Close() error {
 	db.mu.Lock()
 	db.closed = true
-	for _, v := range db.tensors {
-		v.blob.release()
-	}
-	clear(db.tensors)
 	accumulators := slices.Collect(maps.Values(db.accumulators))
 	clear(db.accumulators)
 	db.mu.Unlock()
 	for _, a := range accumulators {
 		a.close()
 	}
-	return nil
+	err := db.space.Close()
+	db.mem.close()
+	return err
 }
 
 // Set stores a copy of t under key and returns its version. Version numbers
@@ -146,120 +141,45 @@ func (db *DB) Set(key string, t tensor.Tensor) (uint64, error) {
 	if err := t.Validate(); err != nil {
 		return 0, fmt.Errorf("setting %q: %w: %w", key, ErrWrongType, err)
 	}
-	b, err := db.mem.alloc(len(t.Data))
+	b, err := db.space.Alloc(len(t.Data))
 	if err != nil {
 		return 0, fmt.Errorf("setting %q: %w", key, err)
 	}
-	copy(b.data, t.Data)
-	return db.put(key, &version{blob: b, dtype: t.DType, shape: slices.Clone(t.Shape)})
-}
-
-// put makes v, whose blob it takes over, the current version of key.
-func (db *DB) put(key string, v *version) (uint64, error) {
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	if db.closed {
-		v.blob.release()
-		return 0, ErrClosed
-	}
-	db.putLocked(key, v)
-	return v.number, nil
-}
-
-func (db *DB) putLocked(key string, v *version) {
-	db.last++
-	v.number = db.last
-	if old := db.tensors[key]; old != nil {
-		old.blob.release()
-	}
-	db.tensors[key] = v
-}
-
-// Ref is a version of a tensor that is kept as it is until Release.
-type Ref struct {
-	v        *version
-	released atomic.Bool
-}
-
-// Tensor returns the tensor. Its bytes and shape must not be changed, and not
-// be used after Release.
-func (r *Ref) Tensor() tensor.Tensor { return r.v.tensor() }
-
-// Version returns the version number.
-func (r *Ref) Version() uint64 { return r.v.number }
-
-// Step returns the optimizer steps that made this version, if it is the state
-// of an Update; else 0.
-func (r *Ref) Step() uint64 { return r.v.step }
-
-// Hash returns the tree hash of the bytes. It is computed at most once.
-func (r *Ref) Hash() treehash.Hash { return r.v.blob.sum() }
-
-// Release gives the reference back. Calling it again does nothing.
-func (r *Ref) Release() {
-	if !r.released.Swap(true) {
-		r.v.blob.release()
-	}
+	copy(b.Data(), t.Data)
+	return db.space.Put(key, Meta{DType: t.DType, Shape: slices.Clone(t.Shape)}, b)
 }
 
 // Get returns the current version of key, or ErrNoKey. Release it.
 func (db *DB) Get(key string) (*Ref, error) {
-	db.mu.RLock()
-	defer db.mu.RUnlock()
-	return db.getLocked(key)
+	refs, err := db.space.Get(key)
+	if err != nil {
+		return nil, err
+	}
+	return refs[0], nil
 }
 
-func (db *DB) getLocked(key string) (*Ref, error) {
-	if db.closed {
-		return nil, ErrClosed
+// Stat returns what is known of a tensor, or ErrNoKey.
+func (db *DB) Stat(key string) (Meta, error) {
+	metas, err := db.space.Stat(key)
+	if err != nil {
+		return Meta{}, err
 	}
-	v := db.tensors[key]
-	if v == nil {
-		return nil, noKey(key)
+	if metas[0] == nil {
+		return Meta{}, noKey(key)
 	}
-	v.blob.retain()
-	return &Ref{v: v}, nil
-}
-
-// getAll returns the current versions of all keys at one moment.
-func (db *DB) getAll(keys ...string) ([]*Ref, error) {
-	db.mu.RLock()
-	defer db.mu.RUnlock()
-	refs := make([]*Ref, 0, len(keys))
-	for _, key := range keys {
-		ref, err := db.getLocked(key)
-		if err != nil {
-			releaseAll(refs)
-			return nil, err
-		}
-		refs = append(refs, ref)
-	}
-	return refs, nil
-}
-
-func releaseAll(refs []*Ref) {
-	for _, r := range refs {
-		r.Release()
-	}
+	return *metas[0], nil
 }
 
 // Delete removes tensors and accumulators, and returns how many keys there
 // were.
 func (db *DB) Delete(keys ...string) int {
 	var closing []*accumulator
-	n := 0
+	n := db.space.Delete(keys...)
 	db.mu.Lock()
 	for _, key := range keys {
-		v, a := db.tensors[key], db.accumulators[key]
-		if v != nil {
-			v.blob.release()
-			delete(db.tensors, key)
-		}
-		if a != nil {
+		if a := db.accumulators[key]; a != nil {
 			closing = append(closing, a)
 			delete(db.accumulators, key)
-		}
-		if v != nil || a != nil {
 			n++
 		}
 	}
@@ -272,39 +192,20 @@ func (db *DB) Delete(keys ...string) int {
 
 // Exists reports whether there is a tensor under key.
 func (db *DB) Exists(key string) bool {
-	db.mu.RLock()
-	defer db.mu.RUnlock()
-	return db.tensors[key] != nil
+	_, err := db.Stat(key)
+	return err == nil
 }
 
 // Keys returns the keys of all tensors that start with prefix, sorted.
-func (db *DB) Keys(prefix string) []string {
-	db.mu.RLock()
-	defer db.mu.RUnlock()
-	keys := []string{}
-	for key := range db.tensors {
-		if strings.HasPrefix(key, prefix) {
-			keys = append(keys, key)
-		}
-	}
-	slices.Sort(keys)
-	return keys
-}
+func (db *DB) Keys(prefix string) []string { return db.space.Keys(prefix) }
 
-// Copy makes dst a tensor with the bytes and the optimizer step of src. It
-// copies no bytes.
+// Copy makes dst a tensor with the bytes, the optimizer step and the kind of
+// src. In memory it copies no bytes.
 func (db *DB) Copy(dst, src string) error {
 	if err := checkKey(dst); err != nil {
 		return err
 	}
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	ref, err := db.getLocked(src)
-	if err != nil {
-		return err
-	}
-	db.putLocked(dst, &version{blob: ref.v.blob, dtype: ref.v.dtype, shape: ref.v.shape, step: ref.v.step})
-	return nil
+	return db.space.Copy(dst, src)
 }
 
 // Rename makes dst what src was, and removes src.
@@ -312,22 +213,81 @@ func (db *DB) Rename(dst, src string) error {
 	if err := checkKey(dst); err != nil {
 		return err
 	}
-	db.mu.Lock()
-	defer db.mu.Unlock()
-	v := db.tensors[src]
-	if db.closed {
-		return ErrClosed
-	}
-	if v == nil {
-		return noKey(src)
-	}
-	delete(db.tensors, src)
-	db.putLocked(dst, &version{blob: v.blob, dtype: v.dtype, shape: v.shape, step: v.step})
-	return nil
+	return db.space.Rename(dst, src)
 }
 
-// Hash returns the tree hash of the raw bytes of key. It is computed once for
-// each content.
+// Expire has a tensor removed at a time, the zero time for never, and reports
+// whether there is one. A new version is kept again.
+func (db *DB) Expire(key string, at time.Time) bool { return db.space.Expire(key, at) }
+
+// Expiry returns when a tensor is removed, the zero time for never, and
+// whether there is one.
+func (db *DB) Expiry(key string) (at time.Time, ok bool) { return db.space.Expiry(key) }
+
+// SetStep notes that the tensor under key is the state of an optimizer after
+// so many steps, as Update would have left it: for a state that comes from
+// elsewhere.
+func (db *DB) SetStep(key string, step uint64) error {
+	return db.space.Edit(key, func(m *Meta) { m.Step = step })
+}
+
+// SetGradient says whether the tensor under key is one that can be computed
+// again: it may be dropped where memory is short, and is not replicated.
+func (db *DB) SetGradient(key string, gradient bool) error {
+	return db.space.Edit(key, func(m *Meta) { m.Gradient = gradient })
+}
+
+// Changed wakes those that wait for key. A Keyspace calls it after each write
+// and removal.
+func (db *DB) Changed(key string) {
+	db.waitMu.Lock()
+	defer db.waitMu.Unlock()
+	for c := range db.waiting[key] {
+		close(c)
+	}
+	delete(db.waiting, key)
+}
+
+// Wait waits until the version of key is another than the one given, 0 for no
+// tensor, and returns it; or until ctx ends, whose error it returns.
+func (db *DB) Wait(ctx context.Context, key string, version uint64) (uint64, error) {
+	for {
+		c := make(chan struct{})
+		db.waitMu.Lock()
+		if db.waiting[key] == nil {
+			db.waiting[key] = make(map[chan struct{}]bool)
+		}
+		db.waiting[key][c] = true
+		db.waitMu.Unlock()
+		now, err := db.version(key)
+		if err == nil && now == version {
+			select {
+			case <-c:
+				continue
+			case <-ctx.Done():
+				err = ctx.Err()
+			}
+		}
+		db.waitMu.Lock()
+		if delete(db.waiting[key], c); len(db.waiting[key]) == 0 {
+			delete(db.waiting, key)
+		}
+		db.waitMu.Unlock()
+		return now, err
+	}
+}
+
+// version returns the version of key, 0 if there is no tensor.
+func (db *DB) version(key string) (uint64, error) {
+	metas, err := db.space.Stat(key)
+	if err != nil || metas[0] == nil {
+		return 0, err
+	}
+	return metas[0].Version, nil
+}
+
+// Hash returns the tree hash of the raw bytes of key. In memory it is computed
+// once for each content.
 func (db *DB) Hash(key string) (treehash.Hash, error) {
 	ref, err := db.Get(key)
 	if err != nil {
@@ -337,39 +297,51 @@ func (db *DB) Hash(key string) (treehash.Hash, error) {
 	return ref.Hash(), nil
 }
 
+// Range returns count bytes of the current version of key from byte start,
+// fewer at its end. Release it.
+func (db *DB) Range(key string, start, count int) (*Ref, error) {
+	return db.space.Range(key, start, count)
+}
+
 // Rows appends rows of key, along its first dimension, to dst.
 func (db *DB) Rows(dst []byte, key string, rows []int) ([]byte, error) {
-	ref, err := db.Get(key)
+	size, at := 0, len(dst)
+	err := db.space.Run(&Task{
+		Reads: []string{key},
+		Plan: func(reads []*Meta) (Plan, error) {
+			var err error
+			if size, err = rowSize(key, *reads[0]); err != nil {
+				return Plan{}, err
+			}
+			for i, row := range rows {
+				if row < 0 || row >= reads[0].Shape[0] {
+					return Plan{}, fmt.Errorf("%w: row %d (the %d. asked for) of %q, which has %d rows", ErrOutOfRange, row, i+1, key, reads[0].Shape[0])
+				}
+			}
+			dst = slices.Grow(dst[:at], size*len(rows))[:at+size*len(rows)]
+			return Plan{Span: len(rows), Weight: 2 * size}, nil
+		},
+		Compute: func(_, src [][]byte, lo, hi int) {
+			for i := lo; i < hi; i++ {
+				copy(dst[at+i*size:at+(i+1)*size], src[0][rows[i]*size:])
+			}
+		},
+	})
 	if err != nil {
-		return dst, err
-	}
-	defer ref.Release()
-	t := ref.Tensor()
-	size, err := rowSize(key, t)
-	if err != nil {
-		return dst, err
-	}
-	for i, row := range rows {
-		if row < 0 || row >= t.Shape[0] {
-			return dst, fmt.Errorf("%w: row %d (the %d. asked for) of %q, which has %d rows", ErrOutOfRange, row, i+1, key, t.Shape[0])
-		}
-	}
-	dst = slices.Grow(dst, size*len(rows))
-	for _, row := range rows {
-		dst = append(dst, t.Data[row*size:(row+1)*size]...)
+		return dst[:at], err
 	}
 	return dst, nil
 }
 
-// rowSize returns the bytes of one row of t.
-func rowSize(key string, t tensor.Tensor) (int, error) {
-	if len(t.Shape) == 0 {
+// rowSize returns the bytes of one row.
+func rowSize(key string, m Meta) (int, error) {
+	if len(m.Shape) == 0 {
 		return 0, fmt.Errorf("%w: %q is a single number and has no rows", ErrWrongType, key)
 	}
-	if t.Shape[0] == 0 {
+	if m.Shape[0] == 0 {
 		return 0, nil
 	}
-	return len(t.Data) / t.Shape[0], nil
+	return m.Len() * m.DType.Size() / m.Shape[0], nil
 }
 
 // Stats is how much the database holds.
@@ -384,12 +356,10 @@ type Stats struct {
 // Stats returns how much the database holds now.
 func (db *DB) Stats() Stats {
 	db.mu.RLock()
-	defer db.mu.RUnlock()
-	live, free := db.mem.usage()
-	return Stats{
-		Keys: len(db.tensors), Accumulators: len(db.accumulators),
-		MemoryUsed: live, MemoryFree: free, MemoryLimit: db.mem.limit, LastVersion: db.last,
-	}
+	accumulators := len(db.accumulators)
+	db.mu.RUnlock()
+	u := db.space.Usage()
+	return Stats{Keys: u.Tensors, Accumulators: accumulators, MemoryUsed: u.Used, MemoryFree: u.Free, MemoryLimit: u.Limit, LastVersion: u.LastVersion}
 }
 
 func checkKey(key string) error {
@@ -398,5 +368,3 @@ func checkKey(key string) error {
 	}
 	return nil
 }
-
-func noKey(key string) error { return fmt.Errorf("%w: %q", ErrNoKey, key) }

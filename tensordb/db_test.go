@@ -52,7 +52,7 @@ func get(t testing.TB, db *DB, key string) []float32 {
 	return slices.Clone(tensor.Floats(ref.Tensor().Data))
 }
 
-func constant(n int, x float32) []float32 { return floats(n, func(int) float32 { return x }) }
+func constant(n int, x float32) []float32 { return numbers(n, func(int) float32 { return x }) }
 
 func wantError(t testing.TB, err, want error) {
 	t.Helper()
@@ -161,7 +161,7 @@ func TestReadersSeeWholeVersions(t *testing.T) {
 	for i := range writes {
 		if i%2 == 0 {
 			set(t, db, "p", constant(n, float32(i)))
-		} else if _, err := db.Update("p", "s", "g", uint64(i/2+1), optim.Config{Name: "sgd", LR: 0.5, Momentum: 0.9}); err != nil {
+		} else if _, err := db.Update(UpdateKeys{Params: "p", State: "s", Gradient: "g"}, uint64(i/2+1), optim.Config{Name: "sgd", LR: 0.5, Momentum: 0.9}); err != nil {
 			t.Error(err)
 		}
 	}
@@ -241,7 +241,7 @@ func TestAccumulateOrder(t *testing.T) {
 		skip := make([]bool, minibatches)
 		var keys []string
 		for i := range gradients {
-			gradients[i] = floats(n, func(int) float32 { return float32(rng.NormFloat64() * 1e3) })
+			gradients[i] = numbers(n, func(int) float32 { return float32(rng.NormFloat64() * 1e3) })
 			skip[i] = rng.IntN(5) == 0
 			if !skip[i] {
 				key := string(rune('a' + i))
@@ -378,7 +378,7 @@ func TestAccumulateConcurrently(t *testing.T) {
 	gradients := make([][]float32, minibatches)
 	var keys []string
 	for i := range gradients {
-		gradients[i] = floats(n, func(int) float32 { return rng.Float32() })
+		gradients[i] = numbers(n, func(int) float32 { return rng.Float32() })
 		keys = append(keys, string(rune('a'+i)))
 		set(t, db, keys[i], gradients[i])
 	}
@@ -412,14 +412,14 @@ func TestUpdate(t *testing.T) {
 	rng := newRand(t)
 	const n = 100
 	db := open(t, Config{})
-	params, state := floats(n, func(int) float32 { return rng.Float32() }), make([]float32, 2*n)
+	params, state := numbers(n, func(int) float32 { return rng.Float32() }), make([]float32, 2*n)
 	set(t, db, "p", params)
 	for step := uint64(1); step <= 5; step++ {
-		grad := floats(n, func(int) float32 { return rng.Float32() - 0.5 })
+		grad := numbers(n, func(int) float32 { return rng.Float32() - 0.5 })
 		set(t, db, "g", grad)
 		adam.Step(params, state, params, state, grad, step)
 		for i, want := range []bool{true, false, false} {
-			if applied, err := db.Update("p", "s", "g", step, adam); err != nil || applied != want {
+			if applied, err := db.Update(UpdateKeys{Params: "p", State: "s", Gradient: "g"}, step, adam); err != nil || applied != want {
 				t.Fatalf("step %d, try %d: %v, %v", step, i, applied, err)
 			}
 		}
@@ -427,7 +427,7 @@ func TestUpdate(t *testing.T) {
 			if wrong == step {
 				continue
 			}
-			_, err := db.Update("p", "s", "g", wrong, adam)
+			_, err := db.Update(UpdateKeys{Params: "p", State: "s", Gradient: "g"}, wrong, adam)
 			wantError(t, err, ErrOutOfRange)
 		}
 		if !slices.Equal(get(t, db, "p"), params) || !slices.Equal(get(t, db, "s"), state) {
@@ -437,27 +437,27 @@ func TestUpdate(t *testing.T) {
 	// A copy carries the step; going back means copying both back.
 	db.Copy("p2", "p")
 	db.Copy("s2", "s")
-	if applied, err := db.Update("p2", "s2", "g", 5, adam); err != nil || applied {
+	if applied, err := db.Update(UpdateKeys{Params: "p2", State: "s2", Gradient: "g"}, 5, adam); err != nil || applied {
 		t.Fatalf("a copy forgot its step: %v, %v", applied, err)
 	}
-	if applied, err := db.Update("p2", "s2", "g", 6, adam); err != nil || !applied {
+	if applied, err := db.Update(UpdateKeys{Params: "p2", State: "s2", Gradient: "g"}, 6, adam); err != nil || !applied {
 		t.Fatalf("a copy does not go on: %v, %v", applied, err)
 	}
 
 	before := db.Stats().LastVersion
-	_, err := db.Update("p", "s", "g", 6, optim.Config{Name: "sgd", LR: 1})
+	_, err := db.Update(UpdateKeys{Params: "p", State: "s", Gradient: "g"}, 6, optim.Config{Name: "sgd", LR: 1})
 	wantError(t, err, ErrWrongType)
-	_, err = db.Update("p", "s", "g", 6, optim.Config{Name: "sgd"})
+	_, err = db.Update(UpdateKeys{Params: "p", State: "s", Gradient: "g"}, 6, optim.Config{Name: "sgd"})
 	wantError(t, err, ErrOutOfRange)
-	_, err = db.Update("p", "none", "absent", 1, adam)
+	_, err = db.Update(UpdateKeys{Params: "p", State: "none", Gradient: "absent"}, 1, adam)
 	wantError(t, err, ErrNoKey)
-	_, err = db.Update("p", "p", "g", 1, adam)
+	_, err = db.Update(UpdateKeys{Params: "p", State: "p", Gradient: "g"}, 1, adam)
 	wantError(t, err, ErrOutOfRange)
 	if db.Stats().LastVersion != before {
 		t.Error("a refused update changed something")
 	}
 	set(t, db, "short", constant(n-1, 1))
-	_, err = db.Update("p", "s", "short", 6, adam)
+	_, err = db.Update(UpdateKeys{Params: "p", State: "s", Gradient: "short"}, 6, adam)
 	wantError(t, err, ErrWrongType)
 }
 
@@ -472,7 +472,7 @@ func TestUpdateOnce(t *testing.T) {
 		count := 0
 		for range 4 {
 			wg.Go(func() {
-				applied, err := db.Update("p", "s", "g", step, optim.Config{Name: "sgd", LR: 1})
+				applied, err := db.Update(UpdateKeys{Params: "p", State: "s", Gradient: "g"}, step, optim.Config{Name: "sgd", LR: 1})
 				if err != nil {
 					t.Error(err)
 				}
@@ -504,7 +504,7 @@ func TestRoundsMakeNoGarbage(t *testing.T) {
 		db.Accumulate("acc", 1, g)
 		db.Accumulate("acc", 0, g)
 		db.Average("average", "acc")
-		if _, err := db.Update("p", "s", "average", step, optim.Config{Name: "adam", LR: 1}); err != nil {
+		if _, err := db.Update(UpdateKeys{Params: "p", State: "s", Gradient: "average"}, step, optim.Config{Name: "adam", LR: 1}); err != nil {
 			t.Fatal(err)
 		}
 	}

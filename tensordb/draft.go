@@ -11,10 +11,9 @@ import (
 // comes from a socket needs no copy. It has one owner, who calls Commit or
 // Discard at the end.
 type Draft struct {
-	db    *DB
-	blob  *blob // nil once it is committed or discarded
-	dtype tensor.DType
-	shape []int
+	db     *DB
+	buffer Buffer // nil once it is committed or discarded
+	meta   Meta
 }
 
 // Draft returns a tensor of this dtype and shape with arbitrary content.
@@ -23,16 +22,16 @@ func (db *DB) Draft(dtype tensor.DType, shape ...int) (*Draft, error) {
 	if err != nil {
 		return nil, fmt.Errorf("drafting a tensor: %w: %w", ErrWrongType, err)
 	}
-	b, err := db.mem.alloc(n)
+	b, err := db.space.Alloc(n)
 	if err != nil {
 		return nil, fmt.Errorf("drafting a tensor: %w", err)
 	}
-	return &Draft{db: db, blob: b, dtype: dtype, shape: slices.Clone(shape)}, nil
+	return &Draft{db: db, buffer: b, meta: Meta{DType: dtype, Shape: slices.Clone(shape)}}, nil
 }
 
 // Data returns the bytes to fill. They must not be used after Commit or
 // Discard.
-func (d *Draft) Data() []byte { return d.blob.data }
+func (d *Draft) Data() []byte { return d.buffer.Data() }
 
 // Commit makes the draft the current version of key, and returns its number.
 // After an error the draft is discarded.
@@ -41,15 +40,15 @@ func (d *Draft) Commit(key string) (number uint64, err error) {
 		d.Discard()
 		return 0, err
 	}
-	b := d.blob
-	d.blob = nil
-	return d.db.put(key, &version{blob: b, dtype: d.dtype, shape: d.shape})
+	b := d.buffer
+	d.buffer = nil
+	return d.db.space.Put(key, d.meta, b)
 }
 
 // Discard gives the memory back. After Commit or Discard it does nothing.
 func (d *Draft) Discard() {
-	if d.blob != nil {
-		d.blob.release()
-		d.blob = nil
+	if d.buffer != nil {
+		d.buffer.Release()
+		d.buffer = nil
 	}
 }

@@ -56,7 +56,7 @@ func TestHostileInstance(t *testing.T) {
 		{"TENSOR.SET", own, "float32", 1, 4, bytes16}, {"TENSOR.COPY", own, own}, {"DEL", own}, {"DEL", g.Accumulate},
 		{"TENSOR.ACCUMULATOR", g.Accumulate, 4, 3, 3}, {"TENSOR.SKIP", g.Accumulate, 1}, {"TENSOR.AVERAGE", own, g.Accumulate},
 		{"TENSOR.MEAN", own, own}, {"TENSOR.WMEAN", own, 1, own},
-		{"TENSOR.UPDATE", own, own + "/state", own, "STEP", 1, "SGD", 1, 0, 0},
+		{"TENSOR.UPDATE", own, own + "/state", own, "STEP", 1, "SGD", "LR", 1},
 		{"TENSOR.ACCUMULATE", g.Accumulate, 0, bytes16}, {"TENSOR.ACCUMULATE", g.Accumulate, 2, bytes16},
 		{"TENSOR.ACCUMULATE", g.Accumulate, "01", bytes16}, {"TENSOR.ACCUMULATE", testPrefix + "another sum", 1, bytes16},
 	} {

@@ -68,11 +68,11 @@ func TestHostileBytes(t *testing.T) {
 		rawAuth + "*1\r\n$10\r\nTENSOR.GET\r\n*1\r\n$4\r\nQUIT\r\n":                                                  "+OK\r\n-ERR wrong number of arguments for TENSOR.GET",
 		"*1\r\n$4\r\nPING\r\n*1\r\n$4\r\nQUIT\r\n":                                                                   "-NOAUTH",
 		"*2\r\n$10\r\nTENSOR.GET\r\n$1\r\nx\r\n*1\r\n$4\r\nQUIT\r\n":                                                 "-NOAUTH",
-		"*2\r\n$5\r\nHELLO\r\n$1\r\n3\r\n*1\r\n$4\r\nQUIT\r\n":                                                       "-NOPROTO",
+		"*2\r\n$5\r\nHELLO\r\n$1\r\n4\r\n*1\r\n$4\r\nQUIT\r\n":                                                       "-NOPROTO",
 		"*1\r\n$5\r\nHELLO\r\n*1\r\n$4\r\nQUIT\r\n":                                                                  "-NOAUTH",
 		strings.Repeat("*2\r\n$4\r\nAUTH\r\n$1\r\nx\r\n", maxAuthErrors):                                             strings.Repeat("-WRONGPASS no such token\r\n", maxAuthErrors),
 		"*2\r\n$4\r\nAUTH\r\n$0\r\n\r\n*1\r\n$4\r\nQUIT\r\n":                                                         "-WRONGPASS",
-		"*5\r\n$5\r\nHELLO\r\n$1\r\n2\r\n$4\r\nAUTH\r\n$1\r\nu\r\n$13\r\n" + adminToken + "\r\n*1\r\n$4\r\nQUIT\r\n": "*6\r\n$6\r\nserver",
+		"*5\r\n$5\r\nHELLO\r\n$1\r\n2\r\n$4\r\nAUTH\r\n$1\r\nu\r\n$13\r\n" + adminToken + "\r\n*1\r\n$4\r\nQUIT\r\n": "*14\r\n$6\r\nserver",
 	} {
 		if got := answers(t, socket, send); !strings.HasPrefix(got, want) {
 			t.Errorf("%.80q: %.200q, want %q", send, got, want)
@@ -182,7 +182,7 @@ func TestTokens(t *testing.T) {
 		wantCode(t, c, "NOPERM", "TENSOR.AVERAGE", own, own)
 		wantCode(t, c, "NOPERM", "TENSOR.MEAN", own, own)
 		wantCode(t, c, "NOPERM", "TENSOR.WMEAN", own, 1, own)
-		wantCode(t, c, "NOPERM", "TENSOR.UPDATE", own, own, own, "STEP", 1, "SGD", 1, 0, 0)
+		wantCode(t, c, "NOPERM", "TENSOR.UPDATE", own, own, own, "STEP", 1, "SGD", "LR", 1)
 		wantCode(t, c, "NOPERM", "TENSOR.COPY", own, own)
 		wantCode(t, c, "NOPERM", "DEL", own)
 		if r := do(t, c, "KEYS", "*"); len(r.Elems) != 1 {
@@ -352,7 +352,7 @@ func TestCloseUnderLoad(t *testing.T) {
 func FuzzServer(f *testing.F) {
 	f.Add([]byte("*6\r\n$10\r\nTENSOR.SET\r\n$1\r\nk\r\n$5\r\nuint8\r\n$1\r\n1\r\n$1\r\n3\r\n$3\r\nabc\r\n*2\r\n$10\r\nTENSOR.GET\r\n$1\r\nk\r\n"))
 	f.Add([]byte("*5\r\n$18\r\nTENSOR.ACCUMULATOR\r\n$1\r\na\r\n$1\r\n1\r\n$1\r\n2\r\n$1\r\n1\r\n*4\r\n$17\r\nTENSOR.ACCUMULATE\r\n$1\r\na\r\n$1\r\n1\r\n$4\r\n\x00\x00\x80\x7f\r\n"))
-	f.Add([]byte("*10\r\n$13\r\nTENSOR.UPDATE\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n$4\r\nSTEP\r\n$1\r\n1\r\n$3\r\nSGD\r\n$1\r\n1\r\n$1\r\n0\r\n$1\r\n0\r\n"))
+	f.Add([]byte("*9\r\n$13\r\nTENSOR.UPDATE\r\n$1\r\na\r\n$1\r\nb\r\n$1\r\nc\r\n$4\r\nSTEP\r\n$1\r\n1\r\n$3\r\nSGD\r\n$2\r\nLR\r\n$1\r\n1\r\n"))
 	f.Fuzz(func(t *testing.T, in []byte) {
 		db := open(t, Config{MaxMemory: 1 << 20})
 		var log bytes.Buffer // a panic that the server recovers from is logged

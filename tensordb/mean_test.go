@@ -21,7 +21,7 @@ func TestMeanWeights(t *testing.T) {
 		for i := range peers {
 			keys = append(keys, string(rune('a'+i)))
 			weights, equal = append(weights, uint32(1+rng.IntN(100))), append(equal, 3)
-			f := floats(n, func(int) float32 { return float32(rng.NormFloat64()) })
+			f := numbers(n, func(int) float32 { return float32(rng.NormFloat64()) })
 			set(t, db, keys[i], f)
 			total += float32(weights[i])
 			for j, v := range f {
@@ -142,7 +142,8 @@ func TestPairsKeepToThePrefix(t *testing.T) {
 		for _, a := range args {
 			c.args = append(c.args, []byte(a))
 		}
-		return c.checkKeys(commands["TENSOR.WMEAN"])
+		_, cmd := FindCommand(c.args[0])
+		return cmd.Keys(c.args[1:], c.checkKey)
 	}
 	own, foreign := testPrefix+"p", "{job:1}:p"
 	if err := try("TENSOR.WMEAN", own, "1", own, "2", own); err != nil {

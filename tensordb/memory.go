@@ -7,7 +7,6 @@ import (
 	"sync/atomic"
 
 	"github.com/spirt-ml/spirt/internal/treehash"
-	"github.com/spirt-ml/spirt/tensor"
 )
 
 const (
@@ -23,13 +22,15 @@ const (
 
 // memory hands out buffers, counts them against a limit, and keeps released
 // ones for reuse: the sizes of a training run recur every round, and a fresh
-// 45 MB costs more in page faults than summing it.
+// 45 MB costs more in page faults than summing it. Large ones are mapped apart
+// from Go's heap: the garbage collector neither scans nor waits for them.
 type memory struct {
 	limit int64 // bytes; 0: none
 
 	mu         sync.Mutex
 	live, free int64
 	pool       map[int][][]byte // free buffers by capacity
+	closed     bool             // nothing is kept any more
 }
 
 // blob is a buffer with a count of its holders. Once it is shared its data
@@ -39,6 +40,7 @@ type blob struct {
 	data  []byte // starts at a multiple of 8
 	buf   []byte // data with its spare capacity
 	count atomic.Int32
+	free  func() // of memory that is somebody else's; then mem is nil
 
 	hashOnce sync.Once
 	hash     treehash.Hash
@@ -64,17 +66,32 @@ func (m *memory) alloc(n int) (*blob, error) {
 	m.evict()
 	m.mu.Unlock()
 	if buf == nil {
-		buf = make([]byte, class)
+		var err error
+		if buf, err = newBuffer(class); err != nil {
+			m.mu.Lock()
+			m.live -= cost
+			m.mu.Unlock()
+			return nil, fmt.Errorf("%w: %d bytes from the system: %w", ErrMemory, class, err)
+		}
 	}
 	b := &blob{mem: m, data: buf[:n:n], buf: buf}
 	b.count.Store(1)
 	return b, nil
 }
 
+// foreign returns a blob of bytes that are somebody else's, who gets them back
+// by free. They must not be changed.
+func foreign(data []byte, free func()) *blob {
+	b := &blob{data: data, free: free}
+	b.count.Store(1)
+	return b
+}
+
 // evict drops free buffers until the limit holds. m.mu is held.
 func (m *memory) evict() {
 	for class, list := range m.pool {
 		for m.limit > 0 && m.live+m.free > m.limit && len(list) > 0 {
+			freeBuffer(list[len(list)-1])
 			list[len(list)-1] = nil
 			list = list[:len(list)-1]
 			m.free -= int64(class)
@@ -101,19 +118,62 @@ func (b *blob) release() {
 	case n < 0:
 		panic("tensordb: buffer released twice")
 	}
+	if b.free != nil {
+		b.free()
+		b.data = nil
+		return
+	}
 	m, class := b.mem, len(b.buf)
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.live -= int64(class) + overhead
 	keep := max(freeMin, m.live)
-	if class >= pooledMin && m.free+int64(class) <= keep && (m.limit == 0 || m.live+m.free+int64(class) <= m.limit) {
+	if !m.closed && class >= pooledMin && m.free+int64(class) <= keep && (m.limit == 0 || m.live+m.free+int64(class) <= m.limit) {
 		m.pool[class] = append(m.pool[class], b.buf)
 		m.free += int64(class)
+	} else {
+		freeBuffer(b.buf)
 	}
 	b.data, b.buf = nil, nil
 }
 
-func (b *blob) floats() []float32 { return tensor.Floats(b.data) }
+// close gives back what is kept for reuse, and from now on what is released.
+func (m *memory) close() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.closed = true
+	for _, list := range m.pool {
+		for _, buf := range list {
+			freeBuffer(buf)
+		}
+	}
+	clear(m.pool)
+	m.free = 0
+}
+
+// mappedMin is the smallest buffer that is mapped.
+const mappedMin = 64 << 10
+
+func newBuffer(n int) ([]byte, error) {
+	if n >= mappedMin {
+		return mapBuffer(n)
+	}
+	return make([]byte, n), nil
+}
+
+func freeBuffer(b []byte) {
+	if len(b) >= mappedMin {
+		unmapBuffer(b)
+	}
+}
+
+// Data returns the bytes.
+func (b *blob) Data() []byte { return b.data }
+
+// Release gives a holder's part back.
+func (b *blob) Release() { b.release() }
+
+func (b *blob) floats() []float32 { return floats(b.data) }
 
 // sum returns the tree hash of the bytes, computed at most once.
 func (b *blob) sum() treehash.Hash {

@@ -11,7 +11,9 @@ import (
 	"net"
 	"os"
 	"runtime/debug"
+	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/spirt-ml/spirt/resp"
@@ -41,6 +43,14 @@ type Token struct {
 type ServerConfig struct {
 	// Tokens are who may connect, beside who shows what Server.Sign made.
 	Tokens []Token
+	// Open lets connections use everything without a token: for a server that
+	// only this user can reach.
+	Open bool
+	// Version is what INFO and HELLO tell of the program.
+	Version string
+	// SaveAs is the name of the checkpoint that SAVE and BGSAVE write. Empty:
+	// they are refused.
+	SaveAs string
 	// Logger receives refused and failed connections. Nil: nothing is logged.
 	Logger *slog.Logger
 	// MaxBulk bounds the bytes of one tensor in a command or a reply. Zero:
@@ -112,12 +122,14 @@ type Server struct {
 
 	mu        sync.Mutex
 	listeners map[net.Listener]bool
-	conns     map[net.Conn]bool
+	conns     map[net.Conn]*conn        // nil: not served yet
 	holders   map[[sha256.Size]byte]int // connections by hash of the token they showed
 	stats     ServerStats
 	closed    bool
 	done      chan struct{}
 	wg        sync.WaitGroup
+	lastID    atomic.Int64
+	saver     saver
 }
 
 // NewServer returns a server of db. Call Serve, and Close in the end; the
@@ -125,7 +137,7 @@ type Server struct {
 func NewServer(db *DB, config ServerConfig) *Server {
 	s := &Server{
 		db: db, config: config.withDefaults(), made: time.Now(),
-		listeners: make(map[net.Listener]bool), conns: make(map[net.Conn]bool), holders: make(map[[sha256.Size]byte]int), done: make(chan struct{}),
+		listeners: make(map[net.Listener]bool), conns: make(map[net.Conn]*conn), holders: make(map[[sha256.Size]byte]int), done: make(chan struct{}),
 	}
 	rand.Read(s.key[:]) // never fails
 	for _, t := range config.Tokens {
@@ -192,7 +204,7 @@ func (s *Server) start(nc net.Conn) {
 		nc.Write(resp.AppendError(nil, "ERR", "too many connections"))
 		nc.Close()
 	default:
-		s.conns[nc] = true
+		s.conns[nc] = nil
 		s.wg.Add(1)
 		go func() {
 			defer s.wg.Done()
@@ -330,23 +342,36 @@ type conn struct {
 	shown  [sha256.Size]byte // hash of the token or grant; zero: none
 	opened time.Time
 
-	out        []byte   // replies not written yet
-	spec       *command // being answered
-	text       []byte   // memory of args
+	out        []byte // replies not written yet
+	version    int    // of RESP
+	id         int64
+	name       string // by CLIENT SETNAME
+	library    string // by CLIENT SETINFO
+	last       atomic.Pointer[Command]
+	text       []byte // memory of args
 	ends       []int
 	args       [][]byte // of the command, without those not read yet
 	unread     int      // arguments of the command still in the stream
-	rows       []byte   // memory of TENSOR.ROWS
-	indices    []int
+	payload    int      // bytes of the payload still in the stream, -1 for none
+	call       Call
 	authErrors int
 	quit       bool
 }
 
 func (s *Server) serve(nc net.Conn) {
-	c := &conn{server: s, db: s.db, opened: time.Now()}
+	c := &conn{server: s, db: s.db, opened: time.Now(), version: 2, id: s.lastID.Add(1)}
+	s.mu.Lock()
+	s.conns[nc] = c
+	s.mu.Unlock()
+	if s.config.Open {
+		c.token = &Token{Access: All}
+	}
 	c.nc = timedConn{Conn: nc, readTimeout: s.config.IdleTimeout, writeTimeout: s.config.TransferTimeout}
 	defer func() { s.hold([sha256.Size]byte{}, c.shown) }()
 	c.r = resp.NewReader(&c.nc, strangerLimits)
+	if c.known() {
+		c.welcome()
+	}
 	defer nc.Close()
 	defer func() {
 		// A fault in one command must not take the peer along.
@@ -419,19 +444,31 @@ func (c *conn) command() error {
 	if err != nil {
 		return err
 	}
-	c.args, c.ends, c.text, c.unread = c.args[:0], c.ends[:0], c.text[:0], n
+	c.args, c.ends, c.text, c.unread, c.payload = c.args[:0], c.ends[:0], c.text[:0], n, -1
 	if err := c.readArg(); err != nil {
 		return err
 	}
+	at := len(c.out)
 	if err := c.answer(n); err != nil {
 		var refused *resp.Error
 		if !errors.As(err, &refused) {
 			return err
 		}
+		if len(c.out) >= at {
+			c.out = c.out[:at] // of an answer that was begun
+		}
 		if refused.Code == "NOPERM" {
 			c.server.count(func(t *ServerStats) { t.NotAllowed++ })
 		}
 		c.out = resp.AppendError(c.out, refused.Code, refused.Message)
+	}
+	if c.payload >= 0 {
+		if err := c.r.Discard(c.payload); err != nil {
+			return err
+		}
+		if err := c.r.EndBulk(); err != nil {
+			return err
+		}
 	}
 	for c.unread > 0 {
 		if err := c.skipArg(); err != nil {
@@ -446,18 +483,18 @@ func (c *conn) command() error {
 // is the reply; another error ends the connection.
 func (c *conn) answer(n int) error {
 	c.args = append(c.args, c.text)
-	name, spec := findCommand(c.args[0])
-	if !c.known() && (spec == nil || !spec.stranger) {
-		return refuse("NOAUTH", "send AUTH with the token first")
+	name, cmd := FindCommand(c.args[0])
+	if !c.known() && (cmd == nil || !cmd.stranger) {
+		return refuse("NOAUTH", "Authentication required: send AUTH with the token first")
 	}
-	if spec == nil {
+	if cmd == nil {
 		return refuse("ERR", "unknown command %.32q", name)
 	}
-	if n < spec.min || spec.max > 0 && n > spec.max {
-		return refuse("ERR", "wrong number of arguments for %s: use %s", name, spec.usage)
+	if err := cmd.CheckArgs(n); err != nil {
+		return err
 	}
 	keep := 0
-	if spec.payload {
+	if cmd.Payload {
 		keep = 1
 	}
 	for c.unread > keep {
@@ -477,40 +514,94 @@ func (c *conn) answer(n int) error {
 		}
 	}
 	if c.token != nil {
-		if c.token.Access < spec.access {
+		if c.token.Access < cmd.Access {
 			return refuse("NOPERM", "this token may not use %s", name)
 		}
-		if err := c.checkKeys(spec); err != nil {
+		if err := cmd.Keys(c.args[1:], c.checkKey); err != nil {
 			return err
 		}
 	}
-	c.spec = spec
-	err := spec.run(c, c.args[1:])
-	if code := errorCode(err); code != "" {
-		return &resp.Error{Code: code, Message: err.Error()}
+	c.last.Store(cmd)
+	if cmd.ServerOnly() {
+		err := cmd.serve(c, c.args[1:])
+		if code := errorCode(err); code != "" {
+			return &resp.Error{Code: code, Message: err.Error()}
+		}
+		return err
 	}
-	return err
-}
-
-func refuse(code, format string, args ...any) error {
-	return &resp.Error{Code: code, Message: fmt.Sprintf(format, args...)}
-}
-
-// errorCode returns the code word for an error of the database, empty for
-// another error.
-func errorCode(err error) string {
-	for _, e := range []struct {
-		is   error
-		code string
-	}{
-		{ErrNoKey, "NOKEY"}, {ErrNotFinite, "NOTFINITE"}, {ErrOutOfRange, "OUTOFRANGE"}, {ErrWrongType, "WRONGTYPE"},
-		{ErrIncomplete, "INCOMPLETE"}, {ErrMemory, "OOM"}, {ErrClosed, "ERR"},
-	} {
-		if errors.Is(err, e.is) {
-			return e.code
+	if cmd.Waits { // nothing more is read, and what is answered is on its way
+		if err := c.flush(); err != nil {
+			return err
 		}
 	}
-	return ""
+	c.call = Call{DB: c.db, Args: c.args[1:], Payload: c, Reply: c, MaxReply: c.server.config.MaxBulk, Done: c.server.done}
+	return cmd.Run(&c.call)
+}
+
+// checkKey refuses a key that the token's prefix does not cover.
+func (c *conn) checkKey(key []byte) error {
+	if !strings.HasPrefix(string(key), c.token.Prefix) {
+		return refuse("NOPERM", "this token may not use key %.80q", key)
+	}
+	return nil
+}
+
+// Size reads the header of the payload. With Read it makes conn a Payload.
+func (c *conn) Size() (int, error) {
+	size, err := c.r.Bulk()
+	if err != nil {
+		return 0, err
+	}
+	c.unread--
+	c.payload = size
+	return size, nil
+}
+
+// Read reads the payload to the end of the command.
+func (c *conn) Read(data []byte, check func(part []byte, offset int)) error {
+	c.payload = -1
+	if check == nil {
+		if err := c.r.ReadFull(data); err != nil {
+			return err
+		}
+		return c.r.EndBulk()
+	}
+	for at, checked := 0, 0; at < len(data); {
+		n, err := c.r.ReadSome(data[at:])
+		if err != nil {
+			return err
+		}
+		at += n
+		whole := at &^ 3
+		check(data[checked:whole], checked)
+		checked = whole
+	}
+	return c.r.EndBulk()
+}
+
+// The methods of a Replier.
+
+func (c *conn) Simple(s string)  { c.out = resp.AppendSimple(c.out, s) }
+func (c *conn) Int(n int64)      { c.out = resp.AppendInt(c.out, n) }
+func (c *conn) Double(x float64) { c.out = resp.AppendDouble(c.out, c.version, x) }
+func (c *conn) Bulk(b []byte)    { c.out = resp.AppendBulk(c.out, b) }
+func (c *conn) Text(s string)    { c.out = resp.AppendBulkString(c.out, s) }
+func (c *conn) Nil()             { c.out = resp.AppendNull(c.out, c.version) }
+func (c *conn) Array(n int)      { c.out = resp.AppendArray(c.out, n) }
+func (c *conn) Map(n int)        { c.out = resp.AppendMap(c.out, c.version, n) }
+
+// Tensor writes large data from where it lies.
+func (c *conn) Tensor(data []byte) error {
+	if len(data) < flushAt {
+		c.out = resp.AppendBulk(c.out, data)
+		return nil
+	}
+	c.out = resp.AppendBulkHeader(c.out, len(data))
+	if err := c.flushWith(data); err != nil {
+		return err
+	}
+	c.out = append(c.out, "\r\n"...)
+	return nil
 }
 
 // readArg reads one argument into the memory of arguments.
