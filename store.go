@@ -215,9 +215,9 @@ func (s *store) apply(parent round.Record, set []round.Entry, members shares) (m
 	defer s.db.Delete(aggregate)
 	k := tensordb.UpdateKeys{Gradient: aggregate, IntoParams: params, IntoState: opt}
 	k.Params, k.State = s.stateKeys(parent)
-	for what, key := range map[string]string{"parameters": k.Params, "optimizer state": k.State} {
+	for i, key := range []string{k.Params, k.State} {
 		if !s.db.Exists(key) {
-			return model, optimizer, fmt.Errorf("the parent's %s: %w: %q", what, tensordb.ErrNoKey, key)
+			return model, optimizer, fmt.Errorf("the parent's %s: %w: %q", [...]string{"parameters", "optimizer state"}[i], tensordb.ErrNoKey, key)
 		}
 	}
 	height := parent.Height + 1
