@@ -95,8 +95,8 @@ func FirstNonFinite(t Tensor, lo, hi int) int {
 	at := 0
 	for ; at+32 <= len(b); at += 32 {
 		w := b[at : at+32]
-		c := le.Uint64(w)&exponent + one | le.Uint64(w[8:])&exponent + one
-		d := le.Uint64(w[16:])&exponent + one | le.Uint64(w[24:])&exponent + one
+		c := (le.Uint64(w)&exponent + one) | (le.Uint64(w[8:])&exponent + one)
+		d := (le.Uint64(w[16:])&exponent + one) | (le.Uint64(w[24:])&exponent + one)
 		if (c|d)&signs != 0 {
 			break
 		}

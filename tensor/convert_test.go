@@ -315,6 +315,31 @@ func TestFirstNonFinite(t *testing.T) {
 	}
 }
 
+// One among large numbers is found wherever it is.
+func TestFirstNonFiniteEverywhere(t *testing.T) {
+	const n = 70
+	for d, f := range formats {
+		infinity := uint64(2*f.bias+1) << f.mantissa
+		for _, bad := range []uint64{infinity, infinity | 1, infinity | 1<<(8*d.Size()-1)} {
+			all := make([]uint64, n)
+			for i := range all {
+				all[i] = infinity - 1 | uint64(i%2)<<(8*d.Size()-1)
+			}
+			if got := FirstNonFinite(odd(d, all), 0, n); got != -1 {
+				t.Fatalf("%v: found %d among the largest", d, got)
+			}
+			for i := range all {
+				was := all[i]
+				all[i] = bad
+				if got := FirstNonFinite(odd(d, all), 0, n); got != i {
+					t.Fatalf("%v: found %d, want %d", d, got, i)
+				}
+				all[i] = was
+			}
+		}
+	}
+}
+
 func TestConvertPanics(t *testing.T) {
 	x, y := odd(Float32, make([]uint64, 4)), odd(Int8, make([]uint64, 3))
 	for name, f := range map[string]func(){
