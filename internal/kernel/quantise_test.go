@@ -88,6 +88,23 @@ func TestQuantiseInt8Again(t *testing.T) {
 	})
 }
 
+// The scale of subnormals is rough: what exceeds 127 steps is 127.
+func TestQuantiseInt8Subnormal(t *testing.T) {
+	bothTiles(t, func(t *testing.T) {
+		x := make([]float32, 2*QuantBlock-1)
+		for i := range x {
+			x[i] = float32(i%381-190) * math.SmallestNonzeroFloat32
+		}
+		q, scales := make([]int8, len(x)), make([]float32, 2)
+		QuantiseInt8(q, scales, x)
+		for i, v := range q {
+			if want := min(max(i%381-190, -127), 127); int(v) != want || scales[i/QuantBlock] != math.SmallestNonzeroFloat32 {
+				t.Fatalf("%v by %v becomes %d, want %d", x[i], scales[i/QuantBlock], v, want)
+			}
+		}
+	})
+}
+
 // TestBFloat16All decodes every bfloat16 and encodes it, and what lies around
 // the middle between it and the next.
 func TestBFloat16All(t *testing.T) {
