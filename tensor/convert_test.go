@@ -315,7 +315,7 @@ func TestFirstNonFinite(t *testing.T) {
 	}
 }
 
-// One among large numbers is found wherever it is.
+// The first of two among large numbers is found wherever they are.
 func TestFirstNonFiniteEverywhere(t *testing.T) {
 	const n = 70
 	for d, f := range formats {
@@ -329,12 +329,14 @@ func TestFirstNonFiniteEverywhere(t *testing.T) {
 				t.Fatalf("%v: found %d among the largest", d, got)
 			}
 			for i := range all {
-				was := all[i]
-				all[i] = bad
-				if got := FirstNonFinite(odd(d, all), 0, n); got != i {
-					t.Fatalf("%v: found %d, want %d", d, got, i)
+				for j := i; j < n; j++ {
+					x, y := all[i], all[j]
+					all[i], all[j] = bad, bad
+					if got := FirstNonFinite(odd(d, all), 0, n); got != i {
+						t.Fatalf("%v at %d and %d: found %d", d, i, j, got)
+					}
+					all[j], all[i] = y, x
 				}
-				all[i] = was
 			}
 		}
 	}
