@@ -35,6 +35,7 @@ type computer struct {
 	samples  int           // for validation
 	serial   atomic.Uint64 // of accumulators: none is used twice
 	warn     func(format string, args ...any)
+	exchange *exchange // with functions, where the database has no tensor commands; else nil
 }
 
 // openOwn opens the data set that a peer brings for its training minibatches.
@@ -267,17 +268,23 @@ func validated(r gradient.Result, samples int) (round.Validation, error) {
 // event returns the common event with these parameters.
 func (c *computer) event(parameters string) (gradient.Event, error) {
 	e := c.base
-	ref, err := c.store.db.Get(parameters)
+	m, err := c.store.db.Stat(parameters)
 	if err != nil {
 		return e, err
 	}
-	e.Parameters.Key, e.Parameters.Version = parameters, ref.Version()
-	ref.Release()
+	e.Parameters.Key, e.Parameters.Version = parameters, m.Version
 	return e, nil
 }
 
 // invoke runs a function with a token for what its event names, no more.
 func (c *computer) invoke(ctx context.Context, e gradient.Event) (gradient.Result, error) {
+	if c.exchange != nil {
+		for _, key := range []string{e.Parameters.Key, e.Images, e.Labels} {
+			if err := c.exchange.publish(key); err != nil {
+				return gradient.Result{}, err
+			}
+		}
+	}
 	grant := tensordb.Grant{
 		Read: []string{e.Parameters.Key, e.Images, e.Labels}, Accumulate: e.Accumulate, Minibatch: e.Minibatch, Life: 4*c.job.Functions.Timeout + time.Hour, // retries too, and waiting
 	}
@@ -296,6 +303,9 @@ func (c *computer) invoke(ctx context.Context, e gradient.Event) (gradient.Resul
 	}
 	if err := json.Unmarshal(out, &r); err != nil {
 		return r, fmt.Errorf("the function's result %.80q: %w", strings.TrimSpace(string(out)), err)
+	}
+	if c.exchange != nil && e.Accumulate != "" {
+		return r, c.exchange.collect(e.Accumulate, e.Minibatch)
 	}
 	return r, nil
 }

@@ -20,6 +20,7 @@ import (
 	"github.com/spirt-ml/spirt/internal/round"
 	"github.com/spirt-ml/spirt/internal/treehash"
 	"github.com/spirt-ml/spirt/tensor"
+	"github.com/spirt-ml/spirt/tensordb"
 )
 
 // aPeer opens the only peer of a small job, with a real database and real
@@ -132,7 +133,7 @@ func TestAverage(t *testing.T) {
 		}
 		avg.release()
 	}
-	if s := p.db.Stats(); s.Accumulators != 0 {
+	if s := p.db.(*tensordb.DB).Stats(); s.Accumulators != 0 {
 		t.Errorf("%d accumulators stay behind", s.Accumulators)
 	}
 }
@@ -171,7 +172,7 @@ func TestAverageAllFail(t *testing.T) {
 	if n := len(said()); n != 3 {
 		t.Errorf("%d warnings for 3 minibatches", n)
 	}
-	if s := p.db.Stats(); s.Accumulators != 0 || len(p.db.Keys(p.store.key("gradient/"))) != 0 {
+	if s := p.db.(*tensordb.DB).Stats(); s.Accumulators != 0 || len(p.db.Keys(p.store.key("gradient/"))) != 0 {
 		t.Error("an accumulator stays behind")
 	}
 	var failed *function.FunctionError
@@ -469,7 +470,7 @@ func TestAverageCancelled(t *testing.T) {
 	if w := said(); len(w) != 0 {
 		t.Errorf("warnings about what nobody wants: %q", w)
 	}
-	if s := p.db.Stats(); s.Accumulators != 0 {
+	if s := p.db.(*tensordb.DB).Stats(); s.Accumulators != 0 {
 		t.Error("an accumulator stays behind")
 	}
 	cancelled, stop := context.WithCancel(t.Context())

@@ -366,12 +366,12 @@ func readFile(path string, limit int64) ([]byte, error) {
 }
 
 // writeYAML writes v as YAML into a new file below a line of comment.
-func writeYAML(path, comment string, v any) error {
+func writeYAML(path, comment string, v any, mode os.FileMode) error {
 	b, err := yaml.Marshal(v)
 	if err != nil {
 		return fmt.Errorf("encoding %s: %w", path, err)
 	}
-	return writeFileAtomic(path, append([]byte("# "+comment+"\n"), b...), 0o644)
+	return writeFileAtomic(path, append([]byte("# "+comment+"\n"), b...), mode)
 }
 
 // writeFileAtomic replaces the file at path with b: a reader sees the old

@@ -183,7 +183,7 @@ func TestWriteJob(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "job.yaml")
 	want := DefaultJob()
 	want.TargetAccuracy, want.LearningRate, want.Seed, want.Data = 1.0/3, 1e-7, math.MaxUint64, "idx:a b: #c"
-	check(t, writeYAML(path, "A comment.", want))
+	check(t, writeYAML(path, "A comment.", want, 0o644))
 	got, err := LoadJob(path)
 	check(t, err)
 	if got != want {

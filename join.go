@@ -131,6 +131,9 @@ type JoinConfig struct {
 	Announce []string
 	// Data is a data set of its own, "idx:FOLDER". Default: the job's.
 	Data string
+	// Database is the URL of a database in another process. Default: one in
+	// this process.
+	Database string
 	// Progress is told what is being done, in words. It may be nil.
 	Progress func(text string)
 }
@@ -206,7 +209,7 @@ func newJoiner(cfg JoinConfig, i *membership.Invite) (*joiner, error) {
 		data = absoluteData(data)
 	}
 	j.learn(i.Contacts)
-	return j, settings{Listen: listen, Announce: cfg.Announce, Data: data}.write(j.dir)
+	return j, settings{Listen: listen, Announce: cfg.Announce, Data: data, Database: cfg.Database}.write(j.dir)
 }
 
 // learn notes where members may be reached.

@@ -35,6 +35,10 @@ type PeerConfig struct {
 	// that the peer brings one. Default: that of the peer's settings, else the
 	// job's.
 	Data string
+	// Database is the URL of a database in another process: redis://, rediss://
+	// or unix://. Default: that of the peer's settings, else one in this
+	// process.
+	Database string
 	// Executable runs this program again as a function instance. Default:
 	// this process's own.
 	Executable string
@@ -73,7 +77,7 @@ type peer struct {
 	own      *dataset.Dataset // what this peer trains on, nil where it is the job's
 	log      *slog.Logger
 	events   *eventLog
-	db       *tensordb.DB
+	db       database
 	server   *tensordb.Server
 	store    *store
 	platform *function.Platform
@@ -136,6 +140,7 @@ func openPeer(cfg PeerConfig) (_ *peer, err error) {
 	orString(&p.cfg.Listen, s.Listen)
 	orString(&p.cfg.Listen, "127.0.0.1:0")
 	orString(&p.cfg.Data, s.Data)
+	orString(&p.cfg.Database, s.Database)
 	p.announce = s.Announce
 	if cfg = p.cfg; cfg.Data != "" {
 		if p.own, err = p.job.openOwn(absoluteData(cfg.Data), p.model.Spec()); err != nil {
@@ -179,15 +184,21 @@ func (p *peer) close() error {
 // openDatabase opens the tensor database, serves it to this peer's functions
 // and puts the peer's samples in it. It returns the socket that functions use.
 func (p *peer) openDatabase() (socket string, err error) {
-	p.db, err = tensordb.Open(tensordb.Config{Dir: filepath.Join(p.dir, databaseDir), MaxMemory: p.databaseMemory(), Logger: p.log})
+	prefix := fmt.Sprintf("{%s:%d}:", p.ids.job.Short(), p.n)
+	p.computer = &computer{job: p.job, self: p.n - 1, warn: p.warn}
+	var db *tensordb.DB // in this process
+	if p.cfg.Database != "" {
+		err = p.openRemote(p.cfg.Database, prefix)
+	} else if db, err = tensordb.Open(tensordb.Config{Dir: filepath.Join(p.dir, databaseDir), MaxMemory: p.databaseMemory(), Logger: p.log}); err == nil {
+		p.db = db
+		p.onClose(db.Close)
+	}
 	if err != nil {
 		return "", err
 	}
-	p.onClose(p.db.Close)
-	prefix := fmt.Sprintf("{%s:%d}:", p.ids.job.Short(), p.n)
 	p.store = newStore(p.db, prefix, &p.job, p.model.NumParams())
-	p.computer = &computer{job: p.job, self: p.n - 1, store: p.store, warn: p.warn}
-	if err := p.computer.loadSamples(p.data, p.own); err != nil {
+	p.computer.store = p.store
+	if err := p.computer.loadSamples(p.data, p.own); err != nil || db == nil {
 		return "", err
 	}
 
@@ -199,8 +210,9 @@ func (p *peer) openDatabase() (socket string, err error) {
 	if err != nil {
 		return "", err
 	}
-	p.server = tensordb.NewServer(p.db, tensordb.ServerConfig{Logger: p.log})
+	p.server = tensordb.NewServer(db, tensordb.ServerConfig{Logger: p.log, Version: Version()})
 	p.computer.sign = p.server.Sign
+	p.computer.base.Database.Network, p.computer.base.Database.Address = "unix", socket
 	serving := make(chan error, 1)
 	go func() { serving <- p.server.Serve(listener) }() // ends with the server's Close
 	p.onClose(func() error { return errors.Join(p.server.Close(), <-serving) })
@@ -258,7 +270,7 @@ func (p *peer) openFunctions(socket string) error {
 	p.platform, err = function.New(function.Config{
 		Name: "gradient", Command: []string{p.cfg.Executable, "function"},
 		Concurrency: f.Concurrency, MemoryMB: f.MemoryMB, Timeout: f.Timeout, IdleTimeout: 5 * time.Minute, Retries: 3,
-		Isolation: function.Isolation{Sockets: []string{socket}}, Logger: p.log, OnInvocation: p.meter,
+		Isolation: p.isolation(socket), Logger: p.log, OnInvocation: p.meter,
 	})
 	if err != nil {
 		return err
@@ -266,10 +278,20 @@ func (p *peer) openFunctions(socket string) error {
 	p.onClose(p.platform.Close)
 	p.computer.platform = p.platform
 	e := &p.computer.base
-	e.Database.Network, e.Database.Address = "unix", socket
 	e.Model = p.model.Spec()
 	e.Scale, e.Offset = p.data.Scale, p.data.Offset
 	return nil
+}
+
+// isolation is what functions may reach: the database.
+func (p *peer) isolation(socket string) function.Isolation {
+	switch {
+	case socket != "":
+		return function.Isolation{Sockets: []string{socket}}
+	case p.computer.base.Database.Network == "unix":
+		return function.Isolation{Write: []string{p.computer.base.Database.Address}}
+	}
+	return function.Isolation{Network: true}
 }
 
 // meter adds one invocation to the peer's usage.

@@ -99,7 +99,7 @@ func createJob(dir string, job Job) (*membership.Genesis, ed25519.PrivateKey, er
 
 // writeJob writes a job's genesis, and the job for people to read.
 func writeJob(dir string, g *membership.Genesis, job Job) error {
-	if err := writeYAML(filepath.Join(dir, jobFile), "The job, with every default filled in; what counts is the genesis.", job); err != nil {
+	if err := writeYAML(filepath.Join(dir, jobFile), "The job, with every default filled in; what counts is the genesis.", job, 0o644); err != nil {
 		return err
 	}
 	return writeFileAtomic(filepath.Join(dir, genesisFile), g.Encode(), 0o644)

@@ -16,6 +16,7 @@ import (
 
 	"github.com/spirt-ml/spirt/dataset"
 	"github.com/spirt-ml/spirt/function"
+	"github.com/spirt-ml/spirt/tensordb"
 )
 
 // ErrInterrupted is returned by Train when its context was cancelled.
@@ -38,6 +39,10 @@ type TrainConfig struct {
 	// Listen is the address of peer 1, as host:port; peer n takes the port
 	// n-1 above it. Default: 127.0.0.1 with a free port for each.
 	Listen string
+	// Databases are URLs of databases in other processes: one for each peer, or
+	// one that all share, each with keys of its own. Default: each peer has one
+	// in its own process.
+	Databases []string
 	// Verbose has the peers log every action of the round protocol.
 	Verbose bool
 	// OnEvent is called with every event of the run in order, and with the
@@ -73,8 +78,20 @@ func Train(ctx context.Context, job Job, cfg TrainConfig) (Event, error) {
 	if err != nil {
 		return Event{}, &UsageError{err}
 	}
+	if err := checkDatabases(cfg.Databases, job.Peers); err != nil {
+		return Event{}, &UsageError{err}
+	}
 	if err := createRun(cfg.Dir, job); err != nil {
 		return Event{}, err
+	}
+	for i := range job.Peers {
+		if len(cfg.Databases) == 0 {
+			break
+		}
+		url := cfg.Databases[min(i, len(cfg.Databases)-1)]
+		if err := (settings{Listen: listen[i], Database: url}).write(peerDir(cfg.Dir, i+1)); err != nil {
+			return Event{}, err
+		}
 	}
 	r := &run{dir: cfg.Dir, job: job, data: data, started: time.Now(), onEvent: cfg.OnEvent, peers: make([]child, job.Peers)}
 	if r.log, err = openEventLog(filepath.Join(cfg.Dir, eventsFile)); err != nil {
@@ -95,6 +112,19 @@ func Train(ctx context.Context, job Job, cfg TrainConfig) (Event, error) {
 	}
 	interrupted := r.watch(ctx, exits)
 	return r.finish(interrupted)
+}
+
+// checkDatabases reports what is wrong with the URLs of the peers' databases.
+func checkDatabases(urls []string, peers int) error {
+	if n := len(urls); n > 1 && n != peers {
+		return fmt.Errorf("%d databases for %d peers: name one for each, or one for all", n, peers)
+	}
+	for _, url := range urls {
+		if _, err := tensordb.ParseAddress(url); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // newFolder makes a run folder.

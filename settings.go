@@ -22,10 +22,11 @@ type settings struct {
 	Listen   string   `yaml:"listen"`             // host:port
 	Announce []string `yaml:"announce,omitempty"` // host:port that others are told beside those of this machine
 	Data     string   `yaml:"data,omitempty"`     // of its own, idx:FOLDER
+	Database string   `yaml:"database,omitempty"` // URL of one in another process, with its password
 }
 
 func (s settings) write(peer string) error {
-	return writeYAML(filepath.Join(peer, settingsFile), "How this peer is started; `spirt peer` takes it from here.", s)
+	return writeYAML(filepath.Join(peer, settingsFile), "How this peer is started; `spirt peer` takes it from here.", s, 0o600)
 }
 
 // readSettings returns those of a peer's folder, none if it has none.
@@ -150,7 +151,7 @@ func readAddressBook(peer string) addressBook {
 }
 
 func (b addressBook) write(peer string) error {
-	return writeYAML(filepath.Join(peer, addressesFile), "Where members were last known to listen.", b)
+	return writeYAML(filepath.Join(peer, addressesFile), "Where members were last known to listen.", b, 0o644)
 }
 
 // short turns multiaddresses into host:port where that says the same, and

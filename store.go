@@ -21,7 +21,7 @@ import (
 // the present slots. All of these are bodies that it serves by hash. Its
 // methods may be called from several goroutines.
 type store struct {
-	db     *tensordb.DB
+	db     database
 	prefix string // of every key: {job:peer}:
 	params int    // number of parameters
 	state  int    // floats of optimizer state
@@ -36,7 +36,7 @@ type store struct {
 	applying sync.Mutex // there is one candidate at a time
 }
 
-func newStore(db *tensordb.DB, prefix string, job *Job, params int) *store {
+func newStore(db database, prefix string, job *Job, params int) *store {
 	return &store{db: db, prefix: prefix, params: params, half: job.Codec == codecFloat16,
 		state: job.optimizerAt(1).StateLen(params), optim: job.optimizerAt, bodies: map[treehash.Hash][]string{}, pinned: map[treehash.Hash]int{},
 		served: map[string]time.Time{}}

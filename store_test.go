@@ -133,7 +133,7 @@ func TestFinishAverageRefuses(t *testing.T) {
 	check(t, err)
 	_, _, err = s.finishAverage(acc)
 	refused(t, err, "average of 2 minibatches", "coordinate 3 is out of bounds")
-	if stats := s.db.Stats(); stats.Keys != 0 || stats.Accumulators != 0 || len(s.bodies) != 0 || len(s.pinned) != 0 {
+	if stats := s.db.(*tensordb.DB).Stats(); stats.Keys != 0 || stats.Accumulators != 0 || len(s.bodies) != 0 || len(s.pinned) != 0 {
 		t.Errorf("%+v, %d bodies, %d pinned", stats, len(s.bodies), len(s.pinned))
 	}
 	_, _, err = s.finishAverage(acc)
@@ -144,7 +144,7 @@ func TestFinishAverageRefuses(t *testing.T) {
 	check(t, err)
 	_, _, err = s.finishAverage(acc)
 	refused(t, err, "minibatch")
-	if stats := s.db.Stats(); stats.Keys != 0 || stats.Accumulators != 0 {
+	if stats := s.db.(*tensordb.DB).Stats(); stats.Keys != 0 || stats.Accumulators != 0 {
 		t.Errorf("%+v", stats)
 	}
 }
@@ -169,7 +169,7 @@ func TestHalfAverages(t *testing.T) {
 		h, _, err := s.finishAverage(acc)
 		check(t, err)
 		defer s.unpin(h)
-		if s.db.Stats().Accumulators != 0 || len(s.db.Keys(s.key("gradient/"))) != 0 {
+		if s.db.(*tensordb.DB).Stats().Accumulators != 0 || len(s.db.Keys(s.key("gradient/"))) != 0 {
 			t.Error("something stays behind")
 		}
 		data, release, ok := s.Body(h)
@@ -219,7 +219,7 @@ func TestHalfAverages(t *testing.T) {
 	check(t, err)
 	_, _, err = s.finishAverage(acc)
 	refused(t, err, "average of 1 minibatches", "-70000 at index 7", "65504", "codec float32", "smaller learning rate")
-	if s.db.Stats().Accumulators != 0 || len(s.db.Keys(s.key("gradient/"))) != 0 {
+	if s.db.(*tensordb.DB).Stats().Accumulators != 0 || len(s.db.Keys(s.key("gradient/"))) != 0 {
 		t.Error("a refused average stays behind")
 	}
 }
@@ -269,8 +269,8 @@ func TestFinishAverage(t *testing.T) {
 			s.unpin(h)
 		}
 	}
-	if len(s.pinned) != 0 || s.db.Stats().Keys != 0 {
-		t.Errorf("%d pinned, %+v", len(s.pinned), s.db.Stats())
+	if len(s.pinned) != 0 || s.db.(*tensordb.DB).Stats().Keys != 0 {
+		t.Errorf("%d pinned, %+v", len(s.pinned), s.db.(*tensordb.DB).Stats())
 	}
 }
 
@@ -407,7 +407,7 @@ func TestPutState(t *testing.T) {
 		_, _, err := s.putState(make([]byte, c[0]), make([]byte, c[1]), 1)
 		refused(t, err, fmt.Sprintf("%d and %d bytes, not 32 and 64", c[0], c[1]))
 	}
-	if n := s.db.Stats().Keys; n != 0 {
+	if n := s.db.(*tensordb.DB).Stats().Keys; n != 0 {
 		t.Errorf("%d keys after states that were refused", n)
 	}
 	// A state from outside goes on from its height.
@@ -551,7 +551,7 @@ func TestRetainLease(t *testing.T) {
 	}
 	s.mu.Unlock()
 	s.retain(nil, nil)
-	if n := s.db.Stats().Keys; n != 0 || len(s.served) != 0 || len(s.bodies) != 0 {
+	if n := s.db.(*tensordb.DB).Stats().Keys; n != 0 || len(s.served) != 0 || len(s.bodies) != 0 {
 		t.Errorf("%d keys, %d leases, %d bodies", n, len(s.served), len(s.bodies))
 	}
 }
@@ -582,10 +582,10 @@ func TestStoreBounded(t *testing.T) {
 		s.unpin(h)
 		head = next
 		if slot == 50 {
-			early = s.db.Stats()
+			early = s.db.(*tensordb.DB).Stats()
 		}
 	}
-	late := s.db.Stats()
+	late := s.db.(*tensordb.DB).Stats()
 	// States that were asked for stay for a lease.
 	if most := 4 + peers + 1 + maxLeased; late.Keys > most || len(s.bodies) > most || len(s.pinned) != 0 || late.Accumulators != 0 {
 		t.Errorf("%d keys, %d bodies, at most %d were expected; %d pinned; %d accumulators", late.Keys, len(s.bodies), most, len(s.pinned), late.Accumulators)

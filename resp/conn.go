@@ -3,6 +3,7 @@ package resp
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"net"
@@ -33,8 +34,10 @@ type Reply struct {
 
 // DialOptions say how to connect.
 type DialOptions struct {
-	// Token is sent with AUTH. Empty: no AUTH.
-	Token string
+	// Token is sent with AUTH, after User if there is one. Empty: no AUTH.
+	User, Token string
+	// TLS is for network "tls". Nil: as the system trusts.
+	TLS *tls.Config
 	// Timeout bounds dialling with AUTH, and each Do whose context has no
 	// deadline. Zero: 30 seconds.
 	Timeout time.Duration
@@ -57,19 +60,29 @@ type Conn struct {
 }
 
 // Dial connects to a server, such as network "unix" and the path of a socket,
-// and authenticates.
+// "tcp" or "tls" and host:port, and authenticates.
 func Dial(ctx context.Context, network, address string, opts DialOptions) (*Conn, error) {
 	if opts.Timeout == 0 {
 		opts.Timeout = 30 * time.Second
 	}
-	dialer := net.Dialer{Timeout: opts.Timeout}
-	nc, err := dialer.DialContext(ctx, network, address)
+	dialer := &net.Dialer{Timeout: opts.Timeout}
+	var nc net.Conn
+	var err error
+	if network == "tls" {
+		nc, err = (&tls.Dialer{NetDialer: dialer, Config: opts.TLS}).DialContext(ctx, "tcp", address)
+	} else {
+		nc, err = dialer.DialContext(ctx, network, address)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("connecting to the database: %w", err)
 	}
 	c := &Conn{nc: nc, r: NewReader(nc, opts.Limits), timeout: opts.Timeout}
 	if opts.Token != "" {
-		if _, err := c.Do(ctx, "AUTH", opts.Token); err != nil {
+		args := []any{"AUTH", opts.User, opts.Token}
+		if opts.User == "" {
+			args = []any{"AUTH", opts.Token}
+		}
+		if _, err := c.Do(ctx, args...); err != nil {
 			nc.Close()
 			return nil, fmt.Errorf("authenticating to the database at %s: %w", address, err)
 		}

@@ -11,7 +11,7 @@ import (
 // comes from a socket needs no copy. It has one owner, who calls Commit or
 // Discard at the end.
 type Draft struct {
-	db     *DB
+	put    func(key string, meta Meta, b Buffer) (uint64, error)
 	buffer Buffer // nil once it is committed or discarded
 	meta   Meta
 }
@@ -26,7 +26,7 @@ func (db *DB) Draft(dtype tensor.DType, shape ...int) (*Draft, error) {
 	if err != nil {
 		return nil, fmt.Errorf("drafting a tensor: %w", err)
 	}
-	return &Draft{db: db, buffer: b, meta: Meta{DType: dtype, Shape: slices.Clone(shape)}}, nil
+	return &Draft{put: db.space.Put, buffer: b, meta: Meta{DType: dtype, Shape: slices.Clone(shape)}}, nil
 }
 
 // Data returns the bytes to fill. They must not be used after Commit or
@@ -42,7 +42,7 @@ func (d *Draft) Commit(key string) (number uint64, err error) {
 	}
 	b := d.buffer
 	d.buffer = nil
-	return d.db.space.Put(key, d.meta, b)
+	return d.put(key, d.meta, b)
 }
 
 // Discard gives the memory back. After Commit or Discard it does nothing.

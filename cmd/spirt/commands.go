@@ -49,6 +49,7 @@ func peerCommand(stderr io.Writer) *cobra.Command {
 	c.Flags().IntVar(&cfg.Peer, "peer", 0, "which peer of the run, from 1")
 	c.Flags().StringVar(&cfg.Listen, "listen", "", "host:port to listen on; port 0 takes a free one (default as the peer was made, else 127.0.0.1:0)")
 	c.Flags().StringVar(&cfg.Data, "data", "", "the peer's own data set, as idx:FOLDER (default as the peer was made)")
+	c.Flags().StringVar(&cfg.Database, "db", "", "the peer's tensor database in another process: redis://, rediss:// or unix:// (default as the peer was made, else in its own)")
 	c.Flags().BoolVar(&verbose, "verbose", false, "log every action of the round protocol")
 	return c
 }

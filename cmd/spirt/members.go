@@ -129,6 +129,7 @@ func joinCommand(stderr io.Writer) *cobra.Command {
 	f.StringVar(&cfg.Name, "name", "", "name of the peer, for people")
 	f.StringVar(&cfg.Listen, "listen", "0.0.0.0:0", "host:port to listen on; port 0 takes a free one and keeps it")
 	f.StringSliceVar(&cfg.Announce, "announce", nil, "further host:port at which others reach this peer, as through a router")
+	f.StringVar(&cfg.Database, "db", "", "tensor database in another process: redis://, rediss:// or unix:// (default in the peer's own)")
 	f.StringVar(&cfg.Data, "data", "", "train on data of this peer's own, as idx:FOLDER; it stays on this machine")
 	f.BoolVar(&only, "only", false, "become a member and stop; the command peer runs it later")
 	f.BoolVar(&verbose, "verbose", false, "log every action of the round protocol")

@@ -71,6 +71,7 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	f := c.Flags()
 	f.StringVar(&cfg.Dir, "run", "", "run folder, which must not exist (default runs/<time>-<model>)")
 	f.StringVar(&cfg.Listen, "listen", "", "host:port of peer 1; peer n takes the port n-1 above (default loopback, free ports)")
+	f.StringSliceVar(&cfg.Databases, "db", nil, "tensor databases in other processes, redis://[user:password@]host:port, rediss:// or unix:///path: one for each peer, or one for all (default in each peer's own process)")
 	f.BoolVar(&cfg.Verbose, "verbose", false, "have the peers log every action of the round protocol")
 	f.BoolVar(&asJSON, "json", false, "write events to standard output, one JSON object a line")
 	return c

@@ -44,9 +44,12 @@ type Event struct {
 
 // Database is where the peer's tensors are.
 type Database struct {
-	Network string `json:"network"` // "unix" or "tcp"
+	Network string `json:"network"` // "unix", "tcp" or "tls"
 	Address string `json:"address"`
-	Token   string `json:"token,omitempty"` // for AUTH; empty: the instance's own
+	User    string `json:"user,omitempty"`   // for AUTH, before the token; empty: none
+	Token   string `json:"token,omitempty"`  // for AUTH; empty: the instance's own
+	Index   int    `json:"index,omitempty"`  // for SELECT; 0: none
+	Stored  bool   `json:"stored,omitempty"` // it is a Redis server without tensor commands: see StoredKey
 }
 
 // Parameters names one version of the parameters. Version 0 is whichever the key holds.
@@ -103,8 +106,11 @@ func (e Event) validate() error {
 	default:
 		return bad("task %.40q is not %q or %q", e.Task, TaskGradient, TaskEvaluate)
 	}
-	if e.Database.Network != "unix" && e.Database.Network != "tcp" {
-		return bad("database network %.40q is not unix or tcp", e.Database.Network)
+	if n := e.Database.Network; n != "unix" && n != "tcp" && n != "tls" {
+		return bad("database network %.40q is not unix, tcp or tls", n)
+	}
+	if e.Database.Index < 0 || e.Database.Index > 1<<16 || len(e.Database.User) > maxKey {
+		return bad("database index %d or its user is out of range", e.Database.Index)
 	}
 	if len(e.Database.Token) > maxToken || strings.ContainsRune(e.Database.Token, 0) {
 		return bad("database token has %d bytes, want up to %d, none of them zero", len(e.Database.Token), maxToken)

@@ -161,6 +161,19 @@ func (r *run) read(ctx context.Context, rows []int) error {
 		h.Close()
 		h.at, h.held = at, Parameters{}
 	}
+	if at.Stored {
+		labels, images, err := r.readStored(ctx, rows)
+		if err != nil {
+			return err
+		}
+		got := time.Now()
+		r.result.Seconds.Read += got.Sub(start).Seconds()
+		if err := r.takeSamples(labels, images, rows); err != nil {
+			return err
+		}
+		r.result.Seconds.Compute += time.Since(got).Seconds()
+		return nil
+	}
 	commands := make([]resp.Command, 0, 3)
 	for i, key := range []string{r.e.Labels, r.e.Images} {
 		args := append(h.args[i][:0], "TENSOR.ROWS", key)
@@ -272,6 +285,11 @@ func (r *run) computeGradient(ctx context.Context) error {
 	computed := time.Now()
 	r.result.Seconds.Compute += computed.Sub(start).Seconds()
 
+	if r.e.Database.Stored {
+		err := r.store(ctx)
+		r.result.Seconds.Write = time.Since(computed).Seconds()
+		return err
+	}
 	h.args[0] = append(h.args[0][:0], "TENSOR.ACCUMULATE", r.e.Accumulate, r.e.Minibatch, tensor.Bytes(h.gradient))
 	replies, err := r.do(ctx, resp.Command{Args: h.args[0]})
 	if err != nil {
@@ -324,7 +342,16 @@ func (r *run) do(ctx context.Context, commands ...resp.Command) ([]resp.Reply, e
 		}
 		send, first := commands, 0
 		if token != h.shown {
-			send, first = append([]resp.Command{{Args: []any{"AUTH", token}}}, commands...), 1
+			auth := []any{"AUTH", r.e.Database.User, token}
+			if r.e.Database.User == "" {
+				auth = []any{"AUTH", token}
+			}
+			send = []resp.Command{{Args: auth}}
+			if r.e.Database.Index != 0 {
+				send = append(send, resp.Command{Args: []any{"SELECT", r.e.Database.Index}})
+			}
+			first = len(send)
+			send = append(send, commands...)
 		}
 		replies, err := h.conn.DoAll(ctx, send...)
 		if err == nil {
