@@ -200,8 +200,9 @@ func (p *peer) openRemote(text, prefix string) error {
 	}
 	at := &p.computer.base.Database
 	at.Network, at.Address, at.User, at.Token, at.Index = address.Network, address.Address, address.User, address.Password, address.Index
-	has, err := client.TensorCommands()
-	if err != nil {
+	has, err := client.Knows("TENSOR.SET")
+	grants, err2 := client.Knows("GRANT")
+	if err = errors.Join(err, err2); err != nil {
 		client.Close()
 		return fmt.Errorf("asking the database what it can: %w", err)
 	}
@@ -219,6 +220,10 @@ func (p *peer) openRemote(text, prefix string) error {
 		p.warn("the Redis server at %s has no tensor commands: tensors are fetched, computed and stored again, which is slower; load the module spirt.so (docs/redis.md)", address)
 	}
 	p.onClose(p.db.Close)
+	if grants { // it is one of ours
+		at.User, at.Token, p.computer.sign = "", "", client.Sign
+		return nil
+	}
 	revoke, err := functionUser(client, at, prefix)
 	if err != nil {
 		p.warn("functions connect to %s as the peer does, and may use all that it may: it makes no user for them (%v)", address, err)

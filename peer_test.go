@@ -128,16 +128,16 @@ func TestRunPeer(t *testing.T) {
 
 // runUntil runs the peer of a folder until it reports a round, then interrupts
 // it.
-func runUntil(t *testing.T, dir string, last uint64) {
+func runUntil(t *testing.T, cfg PeerConfig, last uint64) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	log, err := openEventLog(filepath.Join(dir, eventsFile)) // so that there is one to read
+	log, err := openEventLog(filepath.Join(cfg.Run, eventsFile)) // so that there is one to read
 	check(t, err)
 	check(t, log.Close())
 	ended := make(chan error, 1)
-	go func() { ended <- RunPeer(ctx, alone(dir)) }()
-	tail, err := openEventTail(filepath.Join(dir, eventsFile))
+	go func() { ended <- RunPeer(ctx, cfg) }()
+	tail, err := openEventTail(filepath.Join(cfg.Run, eventsFile))
 	check(t, err)
 	defer tail.Close()
 	tick := time.NewTicker(2 * time.Millisecond)
@@ -172,7 +172,7 @@ func TestInterruptedPeerGoesOn(t *testing.T) {
 
 	dir := runOf(t, job)
 	for _, last := range []uint64{3, 9, 17} {
-		runUntil(t, dir, last)
+		runUntil(t, alone(dir), last)
 		if _, err := os.Stat(filepath.Join(dir, modelFile)); !errors.Is(err, os.ErrNotExist) {
 			t.Errorf("interrupted, the peer left a model: %v", err)
 		}
@@ -321,10 +321,10 @@ func TestRunPeerLeavesNothing(t *testing.T) {
 		return runtime.NumGoroutine()
 	}
 	dir := runOf(t, smallJob(1000))
-	runUntil(t, dir, 2) // what libraries start once
+	runUntil(t, alone(dir), 2) // what libraries start once
 	before := count()
 	for last := uint64(4); last <= 8; last += 2 {
-		runUntil(t, dir, last)
+		runUntil(t, alone(dir), last)
 	}
 	deadline := time.Now().Add(5 * time.Second)
 	for count() > before && time.Now().Before(deadline) {

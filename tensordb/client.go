@@ -254,14 +254,28 @@ func integer(to *int64) func(resp.Reply) error {
 	}
 }
 
-// TensorCommands reports whether the server has this package's commands.
-func (c *Client) TensorCommands() (bool, error) {
-	has := false
-	err := c.Do(func(r resp.Reply) error {
+// Knows reports whether the server has a command.
+func (c *Client) Knows(command string) (has bool, err error) {
+	err = c.Do(func(r resp.Reply) error {
 		has = r.Kind == resp.Array && len(r.Elems) == 1 && r.Elems[0].Kind == resp.Array
 		return nil
-	}, "COMMAND", "INFO", "TENSOR.SET")
+	}, "COMMAND", "INFO", command)
 	return has, err
+}
+
+// Sign returns the token that stands for g at this server. It needs one of
+// this package; see Knows and GRANT.
+func (c *Client) Sign(g Grant) (token string, err error) {
+	accumulate, minibatch := g.Accumulate, g.Minibatch
+	if accumulate == "" {
+		accumulate, minibatch = g.Read[0], -1
+	}
+	args := append([]any{"GRANT", int64(min(g.Life, maxGrantLife) / time.Second), minibatch, accumulate}, words("", g.Read...)[1:]...)
+	err = c.Do(func(r resp.Reply) error {
+		token = string(r.Bytes)
+		return nil
+	}, args...)
+	return token, err
 }
 
 // Set stores a copy of t under key and returns its version.

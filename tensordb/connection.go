@@ -26,6 +26,10 @@ func connectionCommands() []*Command {
 			Name: "HELLO", Args: "[2|3 [AUTH user token] [SETNAME name]]", Summary: "Chooses the version of the protocol, and shows a token.", Reply: "map: server, version, proto, id, mode, role, modules",
 			Min: 1, Max: 7, stranger: true, serve: (*conn).hello,
 		}, {
+			Name: "GRANT", Args: "seconds minibatch accumulator key [key ...]",
+			Summary: "Makes a token for one invocation of a function: it may read the keys, at most 8, and add this minibatch to this accumulator, no more; with minibatch -1 it may add nothing. Connections may show it for so many seconds.",
+			Reply:   "the token", Min: 5, Max: 4 + maxGrantKeys, Access: All, FirstKey: 3, LastKey: -1, serve: (*conn).signGrant,
+		}, {
 			Name: "QUIT", Summary: "Closes the connection.", Reply: "OK", Min: 1, Max: 1, stranger: true, serve: (*conn).bye,
 		}, {
 			Name: "PING", Args: "[message]", Summary: "Answers.", Reply: "PONG, or the message", Min: 1, Max: 2, serve: (*conn).ping,
@@ -137,6 +141,33 @@ func (c *conn) auth(args [][]byte) error {
 	c.welcome()
 	return c.ok()
 }
+
+func (c *conn) signGrant(args [][]byte) error {
+	seconds, err := number("seconds", args[0], 1, int(maxGrantLife/time.Second))
+	if err != nil {
+		return err
+	}
+	minibatch, err := number("minibatch", args[1], -1, maxMinibatches)
+	if err != nil {
+		return err
+	}
+	g := Grant{Life: time.Duration(seconds) * time.Second}
+	if minibatch >= 0 {
+		g.Accumulate, g.Minibatch = string(args[2]), minibatch
+	}
+	for _, key := range args[3:] {
+		g.Read = append(g.Read, string(key))
+	}
+	token, err := c.server.Sign(g)
+	if err != nil {
+		return refuse("ERR", "%v", err)
+	}
+	c.Text(token)
+	return nil
+}
+
+// maxGrantLife bounds the life of a token that GRANT makes.
+const maxGrantLife = 30 * 24 * time.Hour
 
 // welcome lets who has shown a token send more.
 func (c *conn) welcome() {

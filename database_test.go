@@ -1,0 +1,89 @@
+package spirt
+
+import (
+	"errors"
+	"net"
+	"strings"
+	"testing"
+
+	"github.com/spirt-ml/spirt/tensordb"
+)
+
+const databaseToken = "a token of this test"
+
+// serveDatabase serves an empty database by TCP until the test ends, and
+// returns its URL.
+func serveDatabase(t *testing.T) (*tensordb.DB, string) {
+	t.Helper()
+	db, err := tensordb.Open(tensordb.Config{})
+	check(t, err)
+	s := tensordb.NewServer(db, tensordb.ServerConfig{Tokens: []tensordb.Token{{Secret: databaseToken, Access: tensordb.All}}})
+	ln, err := net.Listen("tcp", "127.0.0.1:0")
+	check(t, err)
+	served := make(chan error, 1)
+	go func() { served <- s.Serve(ln) }()
+	t.Cleanup(func() { check(t, errors.Join(s.Close(), <-served, db.Close())) })
+	return db, "redis://" + strings.ReplaceAll(databaseToken, " ", "%20") + "@" + ln.Addr().String()
+}
+
+// modelWith runs a peer of smallJob on a database, and returns the rounds it
+// reported and its model.
+func modelWith(t *testing.T, dir, url string) ([]uint64, string) {
+	t.Helper()
+	cfg := alone(dir)
+	cfg.Database = url
+	check(t, RunPeer(t.Context(), cfg))
+	return roundsOf(eventsOf(t, dir), 1)
+}
+
+// Where the tensors lie makes no difference to the model.
+func TestRemoteDatabase(t *testing.T) {
+	_, want := modelWith(t, runOf(t, smallJob(9)), "")
+	db, url := serveDatabase(t)
+	rounds, got := modelWith(t, runOf(t, smallJob(9)), url)
+	if got != want || len(rounds) != 9 {
+		t.Errorf("%d rounds end with the model %s, in the peer's own database with %s", len(rounds), got, want)
+	}
+	if s := db.Stats(); s.Keys == 0 || s.Accumulators != 0 {
+		t.Errorf("the database holds %+v", s)
+	}
+	for _, key := range db.Keys("") {
+		if !strings.HasPrefix(key, "{") || !strings.Contains(key, ":1}:") {
+			t.Errorf("key %q is not of the peer", key)
+		}
+	}
+}
+
+// A peer that was interrupted goes on with a database that has lost
+// everything: its checkpoints are its own.
+func TestRemoteDatabaseLost(t *testing.T) {
+	_, want := modelWith(t, runOf(t, smallJob(12)), "")
+	dir := runOf(t, smallJob(12))
+	_, url := serveDatabase(t)
+	cfg := alone(dir)
+	cfg.Database = url
+	runUntil(t, cfg, 3)
+	_, other := serveDatabase(t)
+	if _, got := modelWith(t, dir, other); got != want {
+		t.Errorf("the model is %s, undisturbed it is %s", got, want)
+	}
+}
+
+func TestRemoteDatabaseRefused(t *testing.T) {
+	_, url := serveDatabase(t)
+	for wrong, says := range map[string]string{
+		"http://x":            "redis://",
+		"redis://127.0.0.1:1": "connect",
+		strings.Replace(url, "test@", "tset@", 1): "WRONGPASS",
+	} {
+		cfg := alone(runOf(t, smallJob(1)))
+		cfg.Database = wrong
+		err := RunPeer(t.Context(), cfg)
+		refused(t, err, says)
+		if strings.Contains(err.Error(), "tset") || strings.Contains(err.Error(), "a%20token") {
+			t.Errorf("the error %q tells the token", err)
+		}
+	}
+	_, err := Train(t.Context(), Job{Peers: 3}, TrainConfig{Dir: t.TempDir() + "/run", Databases: []string{url, url}})
+	refused(t, err, "2 databases for 3 peers")
+}
