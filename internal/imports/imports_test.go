@@ -33,6 +33,7 @@ var anything = []string{"*"}
 
 var families = map[string]family{
 	"cmd":                 {layer: 7, external: anything},
+	"bench":               {layer: 7, external: anything},
 	"dashboard":           {layer: 6, external: anything},
 	".":                   {layer: 5, external: anything},
 	"internal/faults":     {layer: 7, external: anything},
