@@ -10,11 +10,11 @@ import (
 	"io"
 	"maps"
 	"math"
-	"os"
 	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/spirt-ml/spirt/internal/treehash"
 	"github.com/spirt-ml/spirt/tensor"
@@ -31,13 +31,18 @@ var (
 	ErrFormatVersion = errors.New("checkpoint of another format version")
 )
 
+// ErrDiskFull: there is no room for a checkpoint. The ones before are intact.
+var ErrDiskFull = errors.New("no space left")
+
 const (
 	checkpointMagic   = "\x89SPIRTC\n"
-	checkpointVersion = 1
+	checkpointVersion = 2
 	checkpointHeader  = 64
 	checkpointAlign   = 64
 	checkpointSuffix  = ".ckpt"
 	checkpointKept    = 2
+
+	flagGradient = 1 // of a tensor: it can be computed again
 
 	maxDirectory  = 64 << 20
 	maxMetaString = 1 << 20
@@ -59,51 +64,112 @@ func (db *DB) Checkpoint(name string, keys []string, meta map[string]string) err
 		}
 	}
 	keys = slices.Compact(slices.Sorted(slices.Values(keys)))
-	refs, err := db.space.Get(keys...)
+	entries, last, err := db.memory.entries(keys, false)
 	if err != nil {
 		return fmt.Errorf("checkpoint %q: %w", name, err)
 	}
-	defer releaseAll(refs)
+	return db.writeCheckpoint(name, &checkpoint{versions: last, meta: meta, entries: entries})
+}
 
+// Save writes a checkpoint of all tensors but gradients, as they are at one
+// moment. The database can be used meanwhile.
+func (db *DB) Save(name string) error {
+	if err := db.checkCheckpoint(name); err != nil {
+		return err
+	}
+	entries, last, err := db.memory.entries(nil, true)
+	if err != nil {
+		return fmt.Errorf("checkpoint %q: %w", name, err)
+	}
+	return db.writeCheckpoint(name, &checkpoint{versions: last, entries: entries})
+}
+
+// entries pins the tensors of keys, which are sorted, as they are at one
+// moment, or all but gradients. last is the version number given out last.
+func (s *memspace) entries(keys []string, all bool) (list []checkpointEntry, last uint64, err error) {
+	s.mu.RLock()
+	defer s.mu.RUnlock()
+	if s.closed {
+		return nil, 0, ErrClosed
+	}
+	if all {
+		for key, v := range s.tensors {
+			if !v.meta.Gradient && s.at(key) != nil {
+				keys = append(keys, key)
+			}
+		}
+		slices.Sort(keys)
+	}
+	for _, key := range keys {
+		v := s.at(key)
+		if v == nil {
+			(&checkpoint{entries: list}).release()
+			return nil, 0, noKey(key)
+		}
+		list = append(list, checkpointEntry{
+			key: key, dtype: v.meta.DType, shape: v.meta.Shape, gradient: v.meta.Gradient, step: v.meta.Step,
+			expires: v.expires, data: v.blob.data, blob: v.blob.retain(),
+		})
+	}
+	return list, s.last, nil
+}
+
+// writeCheckpoint writes c, whose blobs it gives back, as the newest of its
+// name.
+func (db *DB) writeCheckpoint(name string, c *checkpoint) error {
+	defer c.release()
+	for i := range c.entries {
+		c.entries[i].hash = c.entries[i].blob.sum()
+	}
 	db.checkpointMu.Lock()
 	defer db.checkpointMu.Unlock()
-	found, err := listCheckpoints(db.config.Dir, name)
+	db.removeTemporary()
+	found, err := db.listCheckpoints(name)
 	if err != nil {
 		return fmt.Errorf("checkpoint %q: %w", name, err)
 	}
-	c := checkpoint{sequence: 1, versions: db.Stats().LastVersion, meta: meta}
+	c.sequence = 1
 	if len(found) > 0 {
 		c.sequence = found[0].sequence + 1
 	}
-	for i, r := range refs {
-		c.entries = append(c.entries, checkpointEntry{
-			key: keys[i], dtype: r.meta.DType, shape: r.meta.Shape, step: r.meta.Step, hash: r.Hash(), data: r.data,
-		})
-	}
-	path := filepath.Join(db.config.Dir, fmt.Sprintf("%s-%016x%s", name, c.sequence, checkpointSuffix))
-	if err := writeFileDurably(path, c.write); err != nil {
+	path := db.path(fmt.Sprintf("%s-%016x%s", name, c.sequence, checkpointSuffix))
+	if err := writeFileDurably(db.files, path, c.write); diskFull(err) {
+		return fmt.Errorf("checkpoint %q: %w on the disk of %s: make room there; the checkpoint before is intact: %w", name, ErrDiskFull, db.config.Dir, err)
+	} else if err != nil {
 		return fmt.Errorf("checkpoint %q: %w", name, err)
 	}
 	for _, old := range found[min(len(found), checkpointKept-1):] {
-		if err := os.Remove(old.path); err != nil {
+		if err := db.files.remove(old.path); err != nil {
 			db.log.Warn("an old checkpoint could not be removed", "file", old.path, "error", err)
 		}
 	}
 	return nil
 }
 
+func (db *DB) path(name string) string { return filepath.Join(db.config.Dir, name) }
+
+// checkpointName returns the name in that of a file without its suffix, empty
+// if it is none of a checkpoint.
+func checkpointName(stem string) string {
+	i := len(stem) - 17
+	if i < 1 || stem[i] != '-' || strings.Trim(stem[i+1:], "0123456789abcdef") != "" {
+		return ""
+	}
+	return stem[:i]
+}
+
 // Checkpoints returns the names of which there are checkpoints on disk, valid
 // or not, in ascending order.
 func (db *DB) Checkpoints() ([]string, error) {
-	files, err := os.ReadDir(db.config.Dir)
+	files, err := db.files.list(db.config.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("listing checkpoints: %w", err)
 	}
 	var names []string
-	for _, f := range files {
-		stem, ok := strings.CutSuffix(f.Name(), checkpointSuffix)
-		if i := len(stem) - 17; ok && i > 0 && stem[i] == '-' {
-			names = append(names, stem[:i])
+	for _, file := range files {
+		stem, ok := strings.CutSuffix(file, checkpointSuffix)
+		if name := checkpointName(stem); ok && name != "" {
+			names = append(names, name)
 		}
 	}
 	slices.Sort(names)
@@ -117,9 +183,9 @@ func (db *DB) RemoveCheckpoint(name string) error {
 	}
 	db.checkpointMu.Lock()
 	defer db.checkpointMu.Unlock()
-	found, err := listCheckpoints(db.config.Dir, name)
+	found, err := db.listCheckpoints(name)
 	for _, f := range found {
-		err = errors.Join(err, os.Remove(f.path))
+		err = errors.Join(err, db.files.remove(f.path))
 	}
 	if err != nil {
 		return fmt.Errorf("removing checkpoint %q: %w", name, err)
@@ -135,7 +201,7 @@ func (db *DB) Recover(name string) (meta map[string]string, err error) {
 	if err := db.checkCheckpoint(name); err != nil {
 		return nil, err
 	}
-	found, err := listCheckpoints(db.config.Dir, name)
+	found, err := db.listCheckpoints(name)
 	if err != nil {
 		return nil, fmt.Errorf("recovering %q: %w", name, err)
 	}
@@ -150,7 +216,10 @@ func (db *DB) Recover(name string) (meta map[string]string, err error) {
 			reasons = append(reasons, fmt.Errorf("%s: %w", filepath.Base(f.path), err))
 			continue
 		}
-		return c.meta, db.adopt(c)
+		if err := db.adopt(c); err != nil {
+			return nil, fmt.Errorf("recovering %q: %w", name, err)
+		}
+		return c.meta, nil
 	}
 	if len(reasons) > 0 {
 		return nil, fmt.Errorf("recovering %q: none of %d checkpoints can be used: %w", name, len(found), errors.Join(reasons...))
@@ -162,6 +231,9 @@ func (db *DB) checkCheckpoint(name string) error {
 	if db.config.Dir == "" {
 		return fmt.Errorf("checkpoint %q: the database was opened without a folder for checkpoints", name)
 	}
+	if db.memory == nil {
+		return fmt.Errorf("checkpoint %q: the tensors are not in this process's memory: whoever has them keeps them", name)
+	}
 	valid := len(name) > 0 && len(name) <= 64 && name[0] != '.'
 	for _, c := range []byte(name) {
 		valid = valid && (c >= 'a' && c <= 'z' || c >= 'A' && c <= 'Z' || c >= '0' && c <= '9' || c == '_' || c == '.' || c == '-')
@@ -172,7 +244,8 @@ func (db *DB) checkCheckpoint(name string) error {
 	return nil
 }
 
-// adopt makes the tensors of c current, all at one moment.
+// adopt makes the tensors of c current, all at one moment, but for those whose
+// time is over.
 func (db *DB) adopt(c *checkpoint) error {
 	s := db.memory
 	s.mu.Lock()
@@ -182,24 +255,32 @@ func (db *DB) adopt(c *checkpoint) error {
 		return ErrClosed
 	}
 	s.last = max(s.last, c.versions)
+	now := time.Now()
 	for _, e := range c.entries {
-		s.putLocked(e.key, &version{blob: e.blob, meta: Meta{DType: e.dtype, Shape: e.shape, Step: e.step}})
+		if !e.expires.IsZero() && !now.Before(e.expires) {
+			e.blob.release()
+			continue
+		}
+		s.putLocked(e.key, &version{blob: e.blob, meta: Meta{DType: e.dtype, Shape: e.shape, Step: e.step, Gradient: e.gradient}})
+		if !e.expires.IsZero() {
+			s.expireLocked(e.key, e.expires)
+		}
 		s.changed(e.key)
 	}
 	return nil
 }
 
 func (db *DB) readCheckpointFile(path string) (*checkpoint, error) {
-	f, err := os.Open(path)
+	f, err := db.files.open(path)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close()
-	info, err := f.Stat()
+	size, err := f.size()
 	if err != nil {
 		return nil, err
 	}
-	return readCheckpoint(f, info.Size(), &db.mem)
+	return readCheckpoint(f, size, &db.mem)
 }
 
 type checkpointFile struct {
@@ -208,25 +289,22 @@ type checkpointFile struct {
 }
 
 // listCheckpoints returns the files of a name, newest first.
-func listCheckpoints(dir, name string) ([]checkpointFile, error) {
-	files, err := os.ReadDir(dir)
+func (db *DB) listCheckpoints(name string) ([]checkpointFile, error) {
+	files, err := db.files.list(db.config.Dir)
 	if err != nil {
 		return nil, err
 	}
 	var found []checkpointFile
-	for _, f := range files {
-		digits, ok := strings.CutSuffix(f.Name(), checkpointSuffix)
-		if !ok {
+	for _, file := range files {
+		stem, ok := strings.CutSuffix(file, checkpointSuffix)
+		if !ok || checkpointName(stem) != name {
 			continue
 		}
-		if digits, ok = strings.CutPrefix(digits, name+"-"); !ok || len(digits) != 16 {
-			continue
-		}
-		sequence, err := strconv.ParseUint(digits, 16, 63)
+		sequence, err := strconv.ParseUint(stem[len(name)+1:], 16, 63)
 		if err != nil {
 			continue
 		}
-		found = append(found, checkpointFile{filepath.Join(dir, f.Name()), sequence})
+		found = append(found, checkpointFile{db.path(file), sequence})
 	}
 	slices.SortFunc(found, func(a, b checkpointFile) int { return cmp.Compare(b.sequence, a.sequence) })
 	return found, nil
@@ -234,16 +312,16 @@ func listCheckpoints(dir, name string) ([]checkpointFile, error) {
 
 // writeFileDurably makes path a file with what write writes: either the whole
 // file is there, also after a power cut, or none.
-func writeFileDurably(path string, write func(io.Writer) error) (err error) {
+func writeFileDurably(fs files, path string, write func(io.Writer) error) (err error) {
 	temporary := path + ".tmp"
-	f, err := os.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	f, err := fs.create(temporary)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
 			f.Close()
-			os.Remove(temporary)
+			fs.remove(temporary)
 		}
 	}()
 	if err := write(f); err != nil {
@@ -255,10 +333,10 @@ func writeFileDurably(path string, write func(io.Writer) error) (err error) {
 	if err := f.Close(); err != nil {
 		return err
 	}
-	if err := os.Rename(temporary, path); err != nil {
+	if err := fs.rename(temporary, path); err != nil {
 		return err
 	}
-	return syncDir(filepath.Dir(path))
+	return fs.syncDir(filepath.Dir(path))
 }
 
 // checkpoint is the content of a checkpoint file.
@@ -270,14 +348,16 @@ type checkpoint struct {
 }
 
 type checkpointEntry struct {
-	key    string
-	dtype  tensor.DType
-	shape  []int
-	step   uint64
-	hash   treehash.Hash // of the data
-	offset int64         // in the file
-	data   []byte
-	blob   *blob // holds data, of an entry that was read
+	key      string
+	dtype    tensor.DType
+	shape    []int
+	gradient bool
+	step     uint64
+	expires  time.Time     // zero: never
+	hash     treehash.Hash // of the data
+	offset   int64         // in the file
+	data     []byte
+	blob     *blob // holds data
 }
 
 func (c *checkpoint) release() {
@@ -349,16 +429,29 @@ func (c *checkpoint) directory() []byte {
 	for _, e := range c.entries {
 		b = binary.LittleEndian.AppendUint16(b, uint16(len(e.key)))
 		b = append(b, e.key...)
-		b = append(b, byte(e.dtype), byte(len(e.shape)))
+		flags := byte(0)
+		if e.gradient {
+			flags = flagGradient
+		}
+		b = append(b, byte(e.dtype), byte(len(e.shape)), flags)
 		for _, d := range e.shape {
 			b = binary.LittleEndian.AppendUint64(b, uint64(d))
 		}
 		b = binary.LittleEndian.AppendUint64(b, e.step)
+		b = binary.LittleEndian.AppendUint64(b, unixMilli(e.expires))
 		b = binary.LittleEndian.AppendUint64(b, uint64(e.offset))
 		b = binary.LittleEndian.AppendUint64(b, uint64(len(e.data)))
 		b = append(b, e.hash[:]...)
 	}
 	return b
+}
+
+// unixMilli is the expiry as in the file, 0 for never.
+func unixMilli(at time.Time) uint64 {
+	if at.IsZero() {
+		return 0
+	}
+	return uint64(max(at.UnixMilli(), 1))
 }
 
 // readCheckpoint reads a checkpoint file of size bytes with memory of mem. No
@@ -443,10 +536,11 @@ func (c *checkpoint) parseDirectory(b []byte, entries, metas uint32) ([]int, err
 		e := checkpointEntry{key: string(take(uint64(binary.LittleEndian.Uint16(take(2)))))}
 		e.dtype = tensor.DType(take(1)[0])
 		rank := int(take(1)[0])
-		if short || e.key <= last || len(e.key) > maxKey || rank > tensor.MaxRank {
-			return nil, fmt.Errorf("tensor %d: key %.64q or rank %d is cut off, out of range or out of order", i, e.key, rank)
+		flags := take(1)[0]
+		if short || e.key <= last || len(e.key) > maxKey || rank > tensor.MaxRank || flags&^flagGradient != 0 {
+			return nil, fmt.Errorf("tensor %d: key %.64q, rank %d or flags %#x is cut off, out of range or out of order", i, e.key, rank, flags)
 		}
-		last = e.key
+		last, e.gradient = e.key, flags&flagGradient != 0
 		e.shape = make([]int, rank)
 		for j := range e.shape {
 			d := number()
@@ -456,6 +550,12 @@ func (c *checkpoint) parseDirectory(b []byte, entries, metas uint32) ([]int, err
 			e.shape[j] = int(d)
 		}
 		e.step = number()
+		switch at := number(); {
+		case at > math.MaxInt64:
+			return nil, fmt.Errorf("tensor %.64q: it expires at %d", e.key, at)
+		case at > 0:
+			e.expires = time.UnixMilli(int64(at))
+		}
 		e.offset = int64(number())
 		length := number()
 		copy(e.hash[:], take(uint64(len(e.hash))))
@@ -520,15 +620,4 @@ func readAt(r io.ReaderAt, p []byte, offset int64) error {
 		return fmt.Errorf("%w: it ends at offset %d", ErrTorn, offset+int64(n))
 	}
 	return err
-}
-
-// Save writes a checkpoint of all tensors but gradients.
-func (db *DB) Save(name string) error {
-	var keys []string
-	for _, key := range db.Keys("") {
-		if m, err := db.Stat(key); err == nil && !m.Gradient {
-			keys = append(keys, key)
-		}
-	}
-	return db.Checkpoint(name, keys, nil)
 }

@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"flag"
 	"fmt"
 	"hash/crc32"
 	"io"
@@ -17,6 +18,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/spirt-ml/spirt/internal/treehash"
 	"github.com/spirt-ml/spirt/optim"
@@ -37,14 +39,18 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
+// regenerate has tests write anew what they compare with.
+var regenerate = flag.Bool("regenerate", false, "write the golden checkpoint and docs/commands.md anew")
+
 // example is a checkpoint with every kind of content; no data is shared.
 func example() *checkpoint {
 	c := &checkpoint{sequence: 7, versions: 1234, meta: map[string]string{"round": "12", "model": `{"name":"lenet5"}`, "": "ü"}}
 	for _, e := range []checkpointEntry{
+		{key: "average", dtype: tensor.Float32, shape: []int{1}, gradient: true, data: tensor.Bytes(constant(1, 3))},
 		{key: "empty", dtype: tensor.Float32, shape: []int{0}},
 		{key: "labels", dtype: tensor.Uint8, shape: []int{3}, data: []byte{1, 2, 3}},
 		{key: "params", dtype: tensor.Float32, shape: []int{2, 10}, data: tensor.Bytes(numbers(20, func(i int) float32 { return float32(i) / 4 }))},
-		{key: "scalar", dtype: tensor.Int32, shape: []int{}, data: []byte{1, 0, 0, 0}},
+		{key: "scalar", dtype: tensor.Int32, shape: []int{}, expires: time.UnixMilli(4102444800123), data: []byte{1, 0, 0, 0}},
 		{key: "state", dtype: tensor.Float32, shape: []int{40}, step: 12, data: tensor.Bytes(constant(40, 0.5))},
 	} {
 		e.hash = treehash.Sum(e.data)
@@ -72,6 +78,11 @@ func readBytes(t testing.TB, file []byte) (*checkpoint, error) {
 }
 
 func TestCheckpointGolden(t *testing.T) {
+	if *regenerate {
+		if err := os.WriteFile("testdata/golden-0000000000000007.ckpt", exampleFile(t), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 	golden, err := os.ReadFile("testdata/golden-0000000000000007.ckpt")
 	if err != nil {
 		t.Fatal(err)
@@ -89,7 +100,7 @@ func TestCheckpointGolden(t *testing.T) {
 	}
 	for i, e := range c.entries {
 		w := want.entries[i]
-		if e.key != w.key || e.dtype != w.dtype || !slices.Equal(e.shape, w.shape) || e.step != w.step || !bytes.Equal(e.data, w.data) {
+		if e.key != w.key || e.dtype != w.dtype || e.gradient != w.gradient || !e.expires.Equal(w.expires) || !slices.Equal(e.shape, w.shape) || e.step != w.step || !bytes.Equal(e.data, w.data) {
 			t.Errorf("entry %d: %+v, want %+v", i, e, w)
 		}
 	}
@@ -97,6 +108,21 @@ func TestCheckpointGolden(t *testing.T) {
 	meta, err := db.Recover("golden")
 	if err != nil || meta["round"] != "12" || get(t, db, "params")[19] != 4.75 {
 		t.Fatalf("recovered %v, %v", meta, err)
+	}
+	if m, err := db.Stat("average"); err != nil || !m.Gradient {
+		t.Errorf("the gradient came back as %+v, %v", m, err)
+	}
+	if at, ok := db.Expiry("scalar"); !ok || at.UnixMilli() != 4102444800123 {
+		t.Errorf("the expiry came back as %v, %v", at, ok)
+	}
+	if at, ok := db.Expiry("params"); !ok || !at.IsZero() {
+		t.Errorf("a tensor that is kept came back with the expiry %v, %v", at, ok)
+	}
+
+	_, err = db.Recover("version1")
+	wantError(t, err, ErrFormatVersion)
+	if !strings.Contains(err.Error(), "another format version") {
+		t.Errorf("the error does not say so: %v", err)
 	}
 }
 
@@ -151,8 +177,8 @@ func TestCheckpointRefuses(t *testing.T) {
 		file []byte
 		want error
 	}{
-		{"another version", resealed(file, func(h []byte) { h[8] = 2 }), ErrFormatVersion},
-		{"another version, torn", resealed(file, func(h []byte) { h[8] = 2 })[:70], ErrFormatVersion},
+		{"another version", resealed(file, func(h []byte) { h[8] = 3 }), ErrFormatVersion},
+		{"another version, torn", resealed(file, func(h []byte) { h[8] = 3 })[:70], ErrFormatVersion},
 		{"a directory beyond the file", resealed(file, func(h []byte) { binary.LittleEndian.PutUint32(h[12:], 1<<31) }), ErrChecksum},
 		{"a length of 2^64-1", resealed(file, func(h []byte) { binary.LittleEndian.PutUint64(h[16:], 1<<64-1) }), ErrTorn},
 		{"too many tensors", resealed(file, func(h []byte) { binary.LittleEndian.PutUint32(h[40:], 1<<32-1) }), ErrChecksum},
@@ -168,6 +194,13 @@ func TestCheckpointRefuses(t *testing.T) {
 
 func FuzzReadCheckpoint(f *testing.F) {
 	f.Add(exampleFile(f))
+	for _, name := range []string{"golden", "version1"} {
+		seed, err := os.ReadFile("testdata/" + name + "-0000000000000007.ckpt")
+		if err != nil {
+			f.Fatal(err)
+		}
+		f.Add(seed)
+	}
 	f.Fuzz(func(t *testing.T, file []byte) {
 		if len(file) >= checkpointHeader {
 			// Let the fuzzer past the checksums of header and directory.
@@ -175,6 +208,7 @@ func FuzzReadCheckpoint(f *testing.F) {
 			if n >= 0 {
 				file = resealed(file, func(h []byte) {
 					copy(h, checkpointMagic)
+					binary.LittleEndian.PutUint32(h[8:], checkpointVersion)
 					binary.LittleEndian.PutUint64(h[16:], uint64(len(h)))
 					binary.LittleEndian.PutUint32(h[48:], crc32.Checksum(h[checkpointHeader:checkpointHeader+n], castagnoli))
 				})
@@ -328,7 +362,7 @@ func TestCrashAtEveryWrite(t *testing.T) {
 		}
 	}
 	for n := range whole {
-		err := writeFileDurably(path, func(w io.Writer) error { return second.write(&failingWriter{w, n}) })
+		err := writeFileDurably(disk{}, path, func(w io.Writer) error { return second.write(&failingWriter{w, n}) })
 		wantError(t, err, errDisk)
 		if n%16 == 0 { // dying differs: the temporary file stays
 			if err := os.WriteFile(path+".tmp", whole[:n], 0o600); err != nil {

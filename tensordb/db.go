@@ -74,6 +74,7 @@ type Config struct {
 type DB struct {
 	config Config
 	log    *slog.Logger
+	files  files
 	mem    memory
 	space  Keyspace
 	memory *memspace // space, where that is in memory; else nil
@@ -89,7 +90,9 @@ type DB struct {
 }
 
 // Open opens a database, which is empty: call Recover to load a checkpoint.
-func Open(config Config) (*DB, error) {
+func Open(config Config) (*DB, error) { return openOn(disk{}, config) }
+
+func openOn(fs files, config Config) (*DB, error) {
 	if config.MaxMemory < 0 {
 		return nil, fmt.Errorf("opening a tensor database: a memory limit of %d bytes is negative", config.MaxMemory)
 	}
@@ -101,6 +104,7 @@ func Open(config Config) (*DB, error) {
 	db := &DB{
 		config:       config,
 		log:          config.Logger,
+		files:        fs,
 		mem:          memory{limit: config.MaxMemory, pool: make(map[int][][]byte)},
 		space:        config.Keyspace,
 		accumulators: make(map[string]*accumulator),
@@ -112,6 +116,9 @@ func Open(config Config) (*DB, error) {
 	if db.space == nil {
 		db.memory = newMemspace(&db.mem, config.DropGradients, db.Changed)
 		db.space = db.memory
+	}
+	if config.Dir != "" {
+		db.removeTemporary()
 	}
 	return db, nil
 }

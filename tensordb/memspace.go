@@ -322,6 +322,7 @@ func (s *memspace) Delete(keys ...string) int {
 	for _, key := range keys {
 		if s.at(key) != nil {
 			n++
+			s.last++ // whoever saves what has changed sees that
 		}
 		s.removeLocked(key)
 		s.changed(key)
@@ -349,6 +350,7 @@ func (s *memspace) Expire(key string, at time.Time) bool {
 		return false
 	}
 	s.expireLocked(key, at)
+	s.last++ // as in Delete
 	return true
 }
 
