@@ -141,6 +141,9 @@ func (j *Job) Resolve() error {
 	}
 	orString(&j.Data, "mnist-10k")
 	orString(&j.Optimizer, "adam")
+	if j.Optimizer != optim.SGD && j.Optimizer != optim.Adam {
+		return fmt.Errorf("optimizer: %.32q is unknown: take sgd or adam", j.Optimizer)
+	}
 	if j.LearningRate == 0 {
 		j.LearningRate = 0.002
 	}
