@@ -35,10 +35,7 @@ func (db *DB) Mean(dst string, keys []string, weights []uint32) error {
 // under dst. Element types are as for Mean.
 func (db *DB) Sum(dst string, keys []string) error {
 	return db.combine("adding up", dst, keys, false, func(to []float32, from [][]float32) error {
-		copy(to, from[0])
-		for _, x := range from[1:] {
-			kernel.Add(to, x)
-		}
+		kernel.SumVectors(to, from)
 		return nil
 	}, nil)
 }

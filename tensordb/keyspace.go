@@ -93,7 +93,7 @@ type Task struct {
 	// carried out again. A meta is nil where an optional key is missing.
 	Plan func(reads []*Meta) (Plan, error)
 	// Compute works on the part [lo, hi) of the span. The parts follow one
-	// another from 0; all but the last are multiples of 8192. The slices are
+	// another from 0; all but the last are multiples of 16384. The slices are
 	// whole tensors, valid during the call, nil where an optional key is
 	// missing, and may start at any address. dst has arbitrary content at
 	// first.

@@ -20,7 +20,7 @@ func halves(b []byte) []uint16 {
 
 // tileLen is how many numbers of each tensor an operation takes at a time, so
 // that what one step leaves is in the cache for the next.
-const tileLen = 8192
+const tileLen = 16384
 
 // tiles calls f for parts of [lo, hi).
 func tiles(lo, hi int, f func(lo, hi int)) {

@@ -25,6 +25,10 @@ func DecodeHalf(dst []float32, x []uint16) {
 	decodeHalfGo(dst[n:], x[n:])
 }
 
+// halfTile is the number of halves that are decoded at a time, into the
+// first-level cache.
+const halfTile = 4096
+
 // HalfMean is WeightedMean of the decoded sources; without weights it is Mean.
 // dst must not overlap a source.
 func HalfMean(dst []float32, sources [][]uint16, weights []float32) {
@@ -43,11 +47,11 @@ func HalfMean(dst []float32, sources [][]uint16, weights []float32) {
 	if alike(weights) {
 		weights = nil
 	} else {
-		total = sum(weights)
+		total = addUp(weights)
 	}
-	var decoded [tile]float32
-	for lo := 0; lo < len(dst); lo += tile {
-		hi := min(lo+tile, len(dst))
+	var decoded [halfTile]float32
+	for lo := 0; lo < len(dst); lo += halfTile {
+		hi := min(lo+halfTile, len(dst))
 		d, x := dst[lo:hi], decoded[:hi-lo]
 		DecodeHalf(d, sources[0][lo:hi])
 		if weights != nil {

@@ -8,8 +8,9 @@ import "math"
 // one is up to the machine).
 
 // tile is the number of floats that a sum over many vectors works on at a
-// time, so that the running sum stays in the first-level cache.
-const tile = 4096
+// time: the running sum stays in the second-level cache, and each source is
+// read in long enough parts for the CPU to foresee what comes.
+const tile = 16384
 
 // AdamCoefficients are the scalars of one Adam step: OneMinusBeta is rounded
 // from the exact difference, StepSize is lr/(1-beta1^t), SqrtBias2 is
@@ -67,21 +68,7 @@ func Mean(dst []float32, sources [][]float32) {
 	for lo := 0; lo < len(dst); lo += tile {
 		hi := min(lo+tile, len(dst))
 		d := dst[lo:hi]
-		copy(d, sources[0][lo:hi])
-		rest := sources[1:]
-		for ; len(rest) >= 8; rest = rest[8:] {
-			s := [8][]float32{
-				rest[0][lo:hi], rest[1][lo:hi], rest[2][lo:hi], rest[3][lo:hi],
-				rest[4][lo:hi], rest[5][lo:hi], rest[6][lo:hi], rest[7][lo:hi],
-			}
-			n := add8Asm(d, &s)
-			for _, x := range s {
-				addGo(d[n:], x[n:])
-			}
-		}
-		for _, x := range rest {
-			Add(d, x[lo:hi])
-		}
+		sum(d, sources, lo, hi)
 		Div(d, d, count)
 	}
 }
@@ -103,7 +90,7 @@ func WeightedMean(dst []float32, sources [][]float32, weights []float32) {
 			panic(badLength)
 		}
 	}
-	total := sum(weights)
+	total := addUp(weights)
 	for lo := 0; lo < len(dst); lo += tile {
 		hi := min(lo+tile, len(dst))
 		d := dst[lo:hi]
@@ -137,12 +124,12 @@ func alike(weights []float32) bool {
 	return true
 }
 
-func sum(x []float32) float32 {
-	var total float32
+func addUp(x []float32) float32 {
+	var t float32
 	for _, v := range x {
-		total += v
+		t += v
 	}
-	return total
+	return t
 }
 
 // SGD sets dst to p - lr*(g + wd*p); dst may be p.

@@ -26,18 +26,6 @@ func addAsm(dst, x []float32) int {
 	return n
 }
 
-func add8Asm(dst []float32, s *[8][]float32) int {
-	n := whole(len(dst))
-	if n > 0 {
-		var p [8]*float32
-		for i := range p {
-			p[i] = first(s[i])
-		}
-		add8AVX2(first(dst), &p, n)
-	}
-	return n
-}
-
 func addScaled8Asm(dst []float32, s *[8][]float32, weights *[8]float32) int {
 	n := whole(len(dst))
 	if n > 0 {

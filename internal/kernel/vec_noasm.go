@@ -9,7 +9,6 @@ func addAsm(dst, x []float32) int                            { return 0 }
 func addScaledAsm(dst []float32, a float32, x []float32) int { return 0 }
 func scaleAsm(dst []float32, a float32) int                  { return 0 }
 func divAsm(dst, x []float32, c float32) int                 { return 0 }
-func add8Asm(dst []float32, s *[8][]float32) int             { return 0 }
 func encodeHalfAsm(dst []uint16, x []float32) int            { return 0 }
 func decodeHalfAsm(dst []float32, x []uint16) int            { return 0 }
 func sgdAsm(dst, p, g []float32, lr, wd float32) int         { return 0 }

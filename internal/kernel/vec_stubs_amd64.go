@@ -9,11 +9,6 @@ package kernel
 //go:noescape
 func addAVX2(dst *float32, x *float32, n int)
 
-// add8AVX2 adds eight sources to dst in order.
-//
-//go:noescape
-func add8AVX2(dst *float32, sources *[8]*float32, n int)
-
 // addScaledAVX2 sets dst to dst + alpha*x.
 //
 //go:noescape

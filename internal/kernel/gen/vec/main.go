@@ -29,25 +29,6 @@ func main() {
 	})
 	done()
 
-	TEXT("add8AVX2", NOSPLIT, "func(dst *float32, sources *[8]*float32, n int)")
-	Pragma("noescape")
-	Doc("add8AVX2 adds eight sources to dst in order.")
-	dst, list := pointer("dst"), pointer("sources")
-	var sources [8]reg.GPVirtual
-	for i := range sources {
-		sources[i] = GP64()
-		MOVQ(Mem{Base: list, Disp: 8 * i}, sources[i])
-	}
-	over(2, func(at func(reg.Register) Mem) {
-		y := YMM()
-		VMOVUPS(at(dst), y)
-		for _, s := range sources {
-			VADDPS(at(s), y, y)
-		}
-		VMOVUPS(y, at(dst))
-	})
-	done()
-
 	TEXT("addScaledAVX2", NOSPLIT, "func(dst *float32, alpha float32, x *float32, n int)")
 	Pragma("noescape")
 	Doc("addScaledAVX2 sets dst to dst + alpha*x.")
@@ -64,7 +45,8 @@ func main() {
 	TEXT("addScaled8AVX2", NOSPLIT, "func(dst *float32, sources *[8]*float32, weights *[8]float32, n int)")
 	Pragma("noescape")
 	Doc("addScaled8AVX2 adds eight sources, each times its weight, to dst in order.")
-	dst, list = pointer("dst"), pointer("sources")
+	dst, list := pointer("dst"), pointer("sources")
+	var sources [8]reg.GPVirtual
 	for i := range sources {
 		sources[i] = GP64()
 		MOVQ(Mem{Base: list, Disp: 8 * i}, sources[i])
