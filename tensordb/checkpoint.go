@@ -71,6 +71,9 @@ func (db *DB) Checkpoint(name string, keys []string, meta map[string]string) err
 	return db.writeCheckpoint(name, &checkpoint{versions: last, meta: meta, entries: entries})
 }
 
+// metaSaved is when Save wrote a checkpoint.
+const metaSaved = "saved"
+
 // Save writes a checkpoint of all tensors but gradients, as they are at one
 // moment. The database can be used meanwhile.
 func (db *DB) Save(name string) error {
@@ -81,7 +84,8 @@ func (db *DB) Save(name string) error {
 	if err != nil {
 		return fmt.Errorf("checkpoint %q: %w", name, err)
 	}
-	return db.writeCheckpoint(name, &checkpoint{versions: last, entries: entries})
+	meta := map[string]string{metaSaved: time.Now().UTC().Format(time.RFC3339)}
+	return db.writeCheckpoint(name, &checkpoint{versions: last, meta: meta, entries: entries})
 }
 
 // entries pins the tensors of keys, which are sorted, as they are at one
@@ -219,6 +223,11 @@ func (db *DB) Recover(name string) (meta map[string]string, err error) {
 		if err := db.adopt(c); err != nil {
 			return nil, fmt.Errorf("recovering %q: %w", name, err)
 		}
+		attrs := []any{"file", f.path, "tensors", len(c.entries)}
+		if saved, err := time.Parse(time.RFC3339, c.meta[metaSaved]); err == nil {
+			attrs = append(attrs, "age", time.Since(saved).Round(time.Second))
+		}
+		db.log.Info("a checkpoint was recovered", attrs...)
 		return c.meta, nil
 	}
 	if len(reasons) > 0 {

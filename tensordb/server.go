@@ -4,6 +4,7 @@ import (
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -200,9 +201,14 @@ func (s *Server) start(nc net.Conn) {
 		s.stats.TooMany++
 		s.config.Logger.Warn("the database refuses a connection: too many", "limit", s.config.MaxConns)
 		// The few bytes fit the socket's empty buffer; a deadline is enough.
-		nc.SetWriteDeadline(time.Now().Add(time.Second))
-		nc.Write(resp.AppendError(nil, "ERR", "too many connections"))
-		nc.Close()
+		// TLS would need a handshake first: too much while everybody waits.
+		if _, encrypted := nc.(*tls.Conn); !encrypted {
+			nc.SetWriteDeadline(time.Now().Add(time.Second))
+			nc.Write(resp.AppendError(nil, "ERR", "too many connections"))
+			nc.Close()
+		} else {
+			nc.(*tls.Conn).NetConn().Close()
+		}
 	default:
 		s.conns[nc] = nil
 		s.wg.Add(1)

@@ -38,6 +38,11 @@ func TestExitCodes(t *testing.T) {
 		{"simulate --trace", spirt.ExitUsage, "--scenario"},
 		{"simulate --scenario " + none, spirt.ExitUsage, "none"},
 		{"simulate --scenario x --seed 3", spirt.ExitUsage, "leave out --seed"},
+		{"db extra", spirt.ExitUsage, "takes no argument"},
+		{"db --dir none", spirt.ExitUsage, "--open"},
+		{"db --memory 4", spirt.ExitUsage, "512MiB"},
+		{"db --listen 0.0.0.0:0 --dir " + none, spirt.ExitUsage, "--tls-cert"},
+		{"db --listen unix:" + exists + " --open --dir none", spirt.ExitFailed, "not a socket"},
 		{"eval", spirt.ExitUsage, "--run"},
 		{"eval --run " + none, spirt.ExitFailed, "none"},
 	} {

@@ -11,7 +11,7 @@ import (
 // TestMain lets the test binary stand in for spirt: as itself in scripts, and
 // as the peers and instances that it starts.
 func TestMain(m *testing.M) {
-	if as := os.Getenv("SPIRT_TEST_MAIN"); len(os.Args) > 1 && (as != "" || os.Args[1] == "peer" || os.Args[1] == "function" || os.Args[1] == "train") {
+	if as := os.Getenv("SPIRT_TEST_MAIN"); len(os.Args) > 1 && (as != "" || os.Args[1] == "peer" || os.Args[1] == "function" || os.Args[1] == "train" || os.Args[1] == "db") {
 		main()
 	}
 	testscript.Main(m, map[string]func(){"spirt": main})
