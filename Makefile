@@ -1,4 +1,4 @@
-# At most ten targets; `make help` lists them.
+# `make help` lists the targets.
 
 GO         ?= go
 # For every go test line: -json for machines, -v to see each test.
@@ -8,12 +8,14 @@ TESTFLAGS  ?=
 FUZZTIME   ?= 2000x
 # Seeds for each size in simulate.
 SIMULATE   ?= 10000
+# Minutes for stress.
+MINUTES    ?= 1
 STATICCHECK = honnef.co/go/tools/cmd/staticcheck@v0.8.2
 TARGETS     = linux/amd64 linux/arm64 linux/arm linux/riscv64 darwin/arm64 windows/amd64
 # Packages with assembly, or with arithmetic on top of it.
 NUMERIC     = ./internal/kernel/... ./tensor/... ./nn/... ./optim/... ./robust/... ./tensordb/... ./function/... ./internal/samebits
 
-.PHONY: help build test test-all simulate bench lint release generate clean
+.PHONY: help build module test test-all simulate stress bench bench-db lint release generate clean
 .DEFAULT_GOAL := help
 
 help: ## list the targets
@@ -21,6 +23,10 @@ help: ## list the targets
 
 build: ## build ./spirt
 	CGO_ENABLED=0 $(GO) build -trimpath -tags lambda.norpc -o spirt ./cmd/spirt
+
+module: ## build ./spirt.so, the module for Redis and Valkey; needs gcc
+	CGO_ENABLED=1 $(GO) build -trimpath -buildmode=c-shared -tags redismodule -o spirt.so ./tensordb/redismodule
+	@chmod +x spirt.so && rm -f spirt.h
 
 test: ## test everything that needs only Go
 	@$(GO) test $(TESTFLAGS) ./...
@@ -40,6 +46,12 @@ simulate: build ## simulate SIMULATE seeds for each of three sizes
 	./spirt simulate --peers 7 --byzantine 2 --seeds $(SIMULATE)
 	./spirt simulate --peers 10 --byzantine 3 --seeds $(SIMULATE)
 
+stress: ## strain the module for MINUTES, with saves, replicas and kills
+	STRESS_MINUTES=$(MINUTES) $(GO) test $(TESTFLAGS) -tags integration -count 1 -timeout 60m -run TestStress -v ./tensordb
+
+bench-db: module ## measure the tensor database beside Redis
+	$(GO) run ./bench/db
+
 bench: ## measure against PyTorch; writes bench/results/
 	@bench/run.sh
 
@@ -47,6 +59,7 @@ lint: ## gofmt, go vet, staticcheck
 	@unformatted=$$(gofmt -l .); test -z "$$unformatted" || { echo "run gofmt -w on:" $$unformatted >&2; exit 1; }
 	$(GO) vet ./...
 	$(GO) vet -tags integration,noasm ./...
+	CGO_ENABLED=1 $(GO) vet -tags redismodule ./tensordb/redismodule
 	$(GO) run $(STATICCHECK) -tags integration ./...
 
 release: ## build for every system into dist/
@@ -64,5 +77,5 @@ generate: ## write the assembly again
 	$(GO) generate ./...
 
 clean: ## remove what the other targets wrote
-	rm -rf spirt dist bench/results
+	rm -rf spirt spirt.so dist bench/results
 	$(GO) clean -testcache
