@@ -122,7 +122,7 @@ func (db *DB) Accumulate(key string, minibatch int, gradient []float32) (Status,
 	if i := kernel.FirstNonFinite(gradient); i >= 0 {
 		return 0, a.notFinite(minibatch, i, gradient[i])
 	}
-	b, err := db.mem.alloc(4 * len(gradient))
+	b, err := db.alloc(4 * len(gradient))
 	if err != nil {
 		return 0, fmt.Errorf("accumulating minibatch %d in %q: %w", minibatch, key, err)
 	}

@@ -569,7 +569,7 @@ func runAccumulate(c *Call) error {
 		b = foreign(held.Hold())
 		check(b.data, 0)
 	} else {
-		if b, err = c.DB.mem.alloc(size); err != nil {
+		if b, err = c.DB.alloc(size); err != nil {
 			return fmt.Errorf("accumulating minibatch %d in %q: %w", minibatch, a.key, err)
 		}
 		err = c.Payload.Read(b.data, check)

@@ -164,6 +164,15 @@ func (s *memspace) alloc(n int) (*blob, error) {
 	}
 }
 
+// alloc returns a blob that is not in the Keyspace, for which gradients there
+// make room where that is wanted.
+func (db *DB) alloc(n int) (*blob, error) {
+	if db.memory != nil {
+		return db.memory.alloc(n)
+	}
+	return db.mem.alloc(n)
+}
+
 // dropGradient removes the gradient that was used least recently, and reports
 // whether there was one.
 func (s *memspace) dropGradient() bool {
