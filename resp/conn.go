@@ -273,7 +273,7 @@ func appendNumber(b []byte, arg any) ([]byte, error) {
 }
 
 // maxDepth bounds arrays within arrays.
-const maxDepth = 4
+const maxDepth = 8
 
 func (c *Conn) read(dst []byte, depth int) (Reply, error) {
 	line, err := c.r.line()

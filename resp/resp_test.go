@@ -185,7 +185,7 @@ func TestReplies(t *testing.T) {
 	for in, want := range map[string]error{
 		"$99999999999\r\n":                     ErrTooLarge,
 		"*99999999\r\n":                        ErrProtocol,
-		"*1\r\n*1\r\n*1\r\n*1\r\n*1\r\n:1\r\n": ErrProtocol,
+		strings.Repeat("*1\r\n", 9) + ":1\r\n": ErrProtocol,
 		":12x\r\n":                             ErrProtocol,
 		"?\r\n":                                ErrProtocol,
 		"%1\r\n":                               ErrProtocol,

@@ -4,76 +4,82 @@ import (
 	"encoding/binary"
 	"fmt"
 	"hash/crc32"
-	"math"
+	"slices"
 
 	"github.com/spirt-ml/spirt/tensor"
 )
 
-// HeaderLen is the bytes of the header that a tensor has where it lies as a
-// string in Redis; FORMAT.md has its fields. With it the data of a large string
-// starts at a multiple of 64 bytes.
+// HeaderLen is the length of what stands before the bytes of a tensor in a
+// Redis string. Redis' own header of a long string has 9 bytes, so the data of
+// large tensors start at a multiple of 64.
 const HeaderLen = 119
 
 const (
 	headerMagic    = "SPT1"
-	headerGradient = 1 << 0
+	headerGradient = 1
+	headerShape    = 24
+	headerReserved = headerShape + 8*tensor.MaxRank
 	headerSum      = HeaderLen - 4
 )
 
-// AppendHeader appends the header of a tensor.
-func AppendHeader(b []byte, m *Meta) []byte {
-	start := len(b)
-	flags := byte(0)
+// EncodeHeader writes the header of a tensor, as FORMAT.md has it, to the
+// start of dst.
+func EncodeHeader(dst []byte, m Meta) {
+	h := dst[:HeaderLen]
+	clear(h)
+	copy(h, headerMagic)
+	h[4], h[5] = byte(m.DType), byte(len(m.Shape))
 	if m.Gradient {
-		flags |= headerGradient
+		h[6] = headerGradient
 	}
-	b = append(b, headerMagic...)
-	b = append(b, byte(m.DType), byte(len(m.Shape)), flags, 0)
-	b = binary.LittleEndian.AppendUint64(b, m.Version)
-	b = binary.LittleEndian.AppendUint64(b, m.Step)
-	for i := range tensor.MaxRank {
-		dim := uint64(0)
-		if i < len(m.Shape) {
-			dim = uint64(m.Shape[i])
-		}
-		b = binary.LittleEndian.AppendUint64(b, dim)
+	binary.LittleEndian.PutUint64(h[8:], m.Version)
+	binary.LittleEndian.PutUint64(h[16:], m.Step)
+	for i, d := range m.Shape {
+		binary.LittleEndian.PutUint64(h[headerShape+8*i:], uint64(d))
 	}
-	b = append(b, make([]byte, start+headerSum-len(b))...)
-	return binary.LittleEndian.AppendUint32(b, crc32.Checksum(b[start:], castagnoli))
+	binary.LittleEndian.PutUint32(h[headerSum:], crc32.Checksum(h[:headerSum], castagnoli))
 }
 
-// ReadHeader reads the header of a string and checks that it has the bytes
-// that the header says. Its errors wrap ErrWrongType.
-func ReadHeader(b []byte) (m Meta, err error) {
-	if len(b) < HeaderLen || string(b[:4]) != headerMagic {
-		return m, fmt.Errorf("%w: the string is not a tensor", ErrWrongType)
+// DecodeHeader reads the header of a tensor from the start of value. A value
+// that is not a tensor is ErrWrongType.
+func DecodeHeader(value []byte) (Meta, error) {
+	if len(value) < HeaderLen || string(value[:4]) != headerMagic {
+		return Meta{}, fmt.Errorf("%w: the value is not a tensor", ErrWrongType)
 	}
-	if crc32.Checksum(b[:headerSum], castagnoli) != binary.LittleEndian.Uint32(b[headerSum:]) {
-		return m, fmt.Errorf("%w: the string's header is damaged", ErrWrongType)
+	h := value[:HeaderLen]
+	if binary.LittleEndian.Uint32(h[headerSum:]) != crc32.Checksum(h[:headerSum], castagnoli) {
+		return Meta{}, fmt.Errorf("%w: the value is not a tensor: its checksum differs", ErrWrongType)
 	}
-	m.DType, m.Gradient = tensor.DType(b[4]), b[6]&headerGradient != 0
-	rank := int(b[5])
-	if rank > tensor.MaxRank || b[6]&^headerGradient != 0 || b[7] != 0 {
-		return m, fmt.Errorf("%w: the string's header is not of this version", ErrWrongType)
+	m := Meta{
+		DType: tensor.DType(h[4]), Gradient: h[6]&headerGradient != 0,
+		Version: binary.LittleEndian.Uint64(h[8:]), Step: binary.LittleEndian.Uint64(h[16:]),
 	}
-	m.Version, m.Step = binary.LittleEndian.Uint64(b[8:]), binary.LittleEndian.Uint64(b[16:])
+	rank := int(h[5])
+	if !m.DType.Valid() || rank > tensor.MaxRank || h[6]&^headerGradient != 0 || h[7] != 0 || m.Version>>63 != 0 || m.Step>>63 != 0 {
+		return Meta{}, fmt.Errorf("%w: the value is not a tensor that this version knows", ErrWrongType)
+	}
 	m.Shape = make([]int, rank)
-	for i := range m.Shape {
-		dim := binary.LittleEndian.Uint64(b[24+8*i:])
-		if dim > math.MaxInt {
-			return m, fmt.Errorf("%w: dimension %d of the string is %d", ErrWrongType, i, dim)
+	for i := range tensor.MaxRank {
+		d := binary.LittleEndian.Uint64(h[headerShape+8*i:])
+		if i >= rank && d != 0 || d>>62 != 0 || uint64(int(d)) != d {
+			return Meta{}, fmt.Errorf("%w: the value is not a tensor: dimension %d", ErrWrongType, d)
 		}
-		m.Shape[i] = int(dim)
+		if i < rank {
+			m.Shape[i] = int(d)
+		}
 	}
-	want, err := tensor.DataLen(m.DType, m.Shape)
+	if slices.ContainsFunc(h[headerReserved:headerSum], func(b byte) bool { return b != 0 }) {
+		return Meta{}, fmt.Errorf("%w: the value is not a tensor that this version knows", ErrWrongType)
+	}
+	n, err := tensor.DataLen(m.DType, m.Shape)
 	if err != nil {
-		return m, fmt.Errorf("%w: %w", ErrWrongType, err)
+		return Meta{}, fmt.Errorf("%w: the value is not a tensor: %w", ErrWrongType, err)
 	}
-	if len(b)-HeaderLen != want {
-		return m, fmt.Errorf("%w: the string has %d bytes of a %v tensor of shape %v, which has %d", ErrWrongType, len(b)-HeaderLen, m.DType, m.Shape, want)
+	if n != len(value)-HeaderLen {
+		return Meta{}, fmt.Errorf("%w: the value is not a tensor: %d bytes, not %d", ErrWrongType, len(value)-HeaderLen, n)
 	}
 	return m, nil
 }
 
-// HeaderVersion returns the version in a header that ReadHeader has read.
-func HeaderVersion(b []byte) uint64 { return binary.LittleEndian.Uint64(b[8:]) }
+// HeaderVersion returns the version in a header that DecodeHeader has read.
+func HeaderVersion(value []byte) uint64 { return binary.LittleEndian.Uint64(value[8:]) }

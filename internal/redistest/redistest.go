@@ -5,6 +5,7 @@ package redistest
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"os"
@@ -110,7 +111,8 @@ func (s *Server) Run() {
 			_, err = conn.Do(context.Background(), "PING") // refused while it loads
 			conn.Close()
 		}
-		if err == nil {
+		var refused *resp.Error
+		if err == nil || errors.As(err, &refused) && refused.Code == "NOAUTH" {
 			return
 		}
 		if time.Now().After(until) || strings.Contains(s.Log(), "aborting") {

@@ -131,7 +131,7 @@ func (n *names) metas(k *keyspace, keys []string) ([]*tensordb.Meta, error) {
 		if b == nil {
 			return nil, fmt.Errorf("%w: %q is not a string", tensordb.ErrWrongType, keys[i])
 		}
-		m, err := tensordb.ReadHeader(b)
+		m, err := tensordb.DecodeHeader(b)
 		if err != nil {
 			return nil, fmt.Errorf("%q: %w", keys[i], err)
 		}
@@ -229,7 +229,7 @@ func (o *output) Release() {
 // put makes the string the tensor under key. The lock is held.
 func (o *output) put(key string, meta tensordb.Meta) uint64 {
 	meta.Version = o.k.last.Add(1)
-	tensordb.AppendHeader(o.bytes[:0], &meta)
+	tensordb.EncodeHeader(o.bytes, meta)
 	replicate := C.int(1)
 	if meta.Gradient {
 		replicate = 0
@@ -389,7 +389,8 @@ func (k *keyspace) Edit(key string, edit func(*tensordb.Meta)) error {
 	m := *metas[0]
 	edit(&m)
 	m.Version = k.last.Add(1)
-	header := tensordb.AppendHeader(nil, &m)
+	header := make([]byte, tensordb.HeaderLen)
+	tensordb.EncodeHeader(header, m)
 	replicate := C.int(1) // the header alone
 	switch {
 	case m.Gradient:
