@@ -695,10 +695,10 @@ const maxWait = 3_600_000
 func (c *Call) wait(version uint64, ms int) error {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Duration(ms)*time.Millisecond)
 	defer cancel()
-	if c.Done != nil {
+	if done := c.Done; done != nil { // c is used again for the next command
 		go func() {
 			select {
-			case <-c.Done:
+			case <-done:
 				cancel()
 			case <-ctx.Done():
 			}

@@ -162,9 +162,3 @@ func (r *Ref) Release() {
 		r.release()
 	}
 }
-
-func releaseAll(refs []*Ref) {
-	for _, r := range refs {
-		r.Release()
-	}
-}

@@ -352,7 +352,6 @@ type conn struct {
 	version    int    // of RESP
 	id         int64
 	name       string // by CLIENT SETNAME
-	library    string // by CLIENT SETINFO
 	last       atomic.Pointer[Command]
 	text       []byte // memory of args
 	ends       []int
