@@ -93,7 +93,7 @@ type trainer struct {
 	replies int
 }
 
-const trained = 6_000 // floats
+const trained = 20_000 // floats: enough for memory to be used again
 
 func newTrainer(t *testing.T, s *redistest.Server, i int) *trainer {
 	c := &trainer{t: t, server: s, prefix: fmt.Sprintf("{job:%d}:", i), rng: rand.New(rand.NewPCG(uint64(i), 9)), config: optim.Config{Name: optim.Adam, LR: 0.01}}

@@ -183,15 +183,19 @@ func version(c *resp.Conn) string {
 	return "?"
 }
 
-// median returns the median time of f, after one call that is not counted.
+// warmUp is how often a thing is done before it counts: by then memory is there
+// that is used again.
+const warmUp = 3
+
+// median returns the median time of f, after some calls that are not counted.
 func (b *bench) median(f func() error) (float64, error) {
 	var times []float64
-	for i := range b.repeats + 1 {
+	for i := range b.repeats + warmUp {
 		start := time.Now()
 		if err := f(); err != nil {
 			return 0, err
 		}
-		if i > 0 {
+		if i >= warmUp {
 			times = append(times, time.Since(start).Seconds()*1e3)
 		}
 	}

@@ -32,6 +32,10 @@ enum {
 	spirt_notify_evicted = 1 << 9,
 };
 
+typedef struct {
+	uint64_t id, version;
+} spirt_event;
+
 // A view is where the bytes of a key lie; data is NULL where there is no key,
 // and kind tells whether it is a string.
 typedef struct {
@@ -79,6 +83,9 @@ void spirt_reply_array(RedisModuleCtx *ctx, long n);
 void spirt_reply_map(RedisModuleCtx *ctx, long n);
 
 void spirt_log(const char *level, const char *text);
+int spirt_in_command(void); // whether this thread is the server's own, in a command
+int spirt_may_reuse(void);
+void spirt_count_kept(int n); // strings that are kept for reuse once they are replaced
 void spirt_count_waiting(int n); // TENSOR.WAIT that are under way
 void spirt_count_task(int restarted);
 void spirt_count_queue(int n);

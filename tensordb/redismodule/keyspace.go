@@ -22,19 +22,35 @@ import (
 // into the server's memory: a string is looked for again whenever the lock was
 // let go, and what has another version by then is read anew.
 //
-// What a task makes is written into a new string that nobody else has, without
-// the lock; the server takes that string over as it is.
+// What a task makes is written into a string that nobody else has, without the
+// lock; the server takes that string over as it is. Of large ones a reference
+// is kept, so that the memory is used again once a newer version has taken its
+// place: fresh memory costs more in page faults than most tasks take.
 type keyspace struct {
 	chunk   int // bytes of work between two chances for the server
+	reuse   bool
 	changed func(key string)
 	last    atomic.Uint64 // version given out last, or seen
 
-	mu    sync.Mutex
-	freed []*C.RedisModuleString // to be given back under the lock
+	mu      sync.Mutex
+	freed   []*C.RedisModuleString // to be given back under the lock
+	kept    map[string]*C.RedisModuleString
+	pool    map[int][]*C.RedisModuleString // by length; nobody else has these
+	pooled  int                            // bytes of pool
+	buffers map[int][][]byte               // by length, of what was read
+	held    int                            // bytes of buffers
 }
 
+// Bounds of what is used again.
+const (
+	reuseMin = 64 << 10  // bytes of a string worth it
+	reuseMax = 512 << 20 // bytes of pool, and of buffers
+)
+
 func newKeyspace(chunk int) *keyspace {
-	k := &keyspace{chunk: chunk}
+	k := &keyspace{
+		chunk: chunk, reuse: C.spirt_may_reuse() != 0, kept: make(map[string]*C.RedisModuleString), pool: make(map[int][]*C.RedisModuleString), buffers: make(map[int][][]byte),
+	}
 	k.last.Store(uint64(time.Now().UnixMicro()))
 	return k
 }
@@ -83,6 +99,117 @@ func (k *keyspace) drain() {
 	defer k.unlock()
 	for _, s := range list {
 		C.spirt_free_string(s)
+	}
+}
+
+// forget gives up the reference to the string under key. The lock is held.
+func (k *keyspace) forget(key string) {
+	k.mu.Lock()
+	s := k.kept[key]
+	delete(k.kept, key)
+	k.mu.Unlock()
+	if s != nil {
+		C.spirt_count_kept(-1)
+		C.spirt_free_string(s)
+	}
+}
+
+// forgetAll gives up all references, and the pool. The lock is held.
+func (k *keyspace) forgetAll() {
+	k.mu.Lock()
+	kept, pool := k.kept, k.pool
+	k.kept, k.pool, k.pooled = make(map[string]*C.RedisModuleString), make(map[int][]*C.RedisModuleString), 0
+	k.mu.Unlock()
+	C.spirt_count_kept(C.int(-len(kept)))
+	for _, s := range kept {
+		C.spirt_free_string(s)
+	}
+	for _, list := range pool {
+		for _, s := range list {
+			C.spirt_free_string(s)
+		}
+	}
+}
+
+// replaced returns the string under key if it is the one that is kept, and
+// nobody but the server and this program has it; and forgets it. Call it before
+// the key gets another, and recycle after. The lock is held.
+func (k *keyspace) replaced(key string) *C.RedisModuleString {
+	k.mu.Lock()
+	s := k.kept[key]
+	k.mu.Unlock()
+	if s == nil {
+		return nil
+	}
+	n := namesOf([]string{key})
+	n.open()
+	b := n.at(0)
+	// Within a command of the server's own thread it may not have passed on yet
+	// what was replicated.
+	if b == nil || unsafe.SliceData(b) != unsafe.SliceData(bytesOf(s)) || C.spirt_in_command() != 0 {
+		k.forget(key)
+		return nil
+	}
+	k.mu.Lock()
+	delete(k.kept, key)
+	k.mu.Unlock()
+	C.spirt_count_kept(-1)
+	return s
+}
+
+// recycle puts a string that nobody else has any more into the pool. nil is
+// none. The lock is held.
+func (k *keyspace) recycle(s *C.RedisModuleString) {
+	if s == nil {
+		return
+	}
+	n := len(bytesOf(s))
+	k.mu.Lock()
+	full := k.pooled+n > reuseMax
+	if !full {
+		k.pool[n] = append(k.pool[n], s)
+		k.pooled += n
+	}
+	k.mu.Unlock()
+	if full {
+		C.spirt_free_string(s)
+	}
+}
+
+// keep keeps a reference to the string that was put under key, or gives it up.
+// The lock is held.
+func (k *keyspace) keep(key string, s *C.RedisModuleString) {
+	k.forget(key)
+	if !k.reuse || len(bytesOf(s)) < reuseMin || C.spirt_in_command() != 0 {
+		C.spirt_free_string(s)
+		return
+	}
+	k.mu.Lock()
+	k.kept[key] = s
+	k.mu.Unlock()
+	C.spirt_count_kept(1)
+}
+
+// buffer returns memory of the program for what is read.
+func (k *keyspace) buffer(n int) []byte {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if list := k.buffers[n]; len(list) > 0 {
+		b := list[len(list)-1]
+		k.buffers[n] = list[:len(list)-1]
+		k.held -= n
+		return b
+	}
+	return make([]byte, n)
+}
+
+// giveBack lets a buffer be used again.
+func (k *keyspace) giveBack(b []byte) {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if len(b) >= reuseMin && k.held+len(b) <= reuseMax {
+		k.buffers[len(b)] = append(k.buffers[len(b)], b)
+		k.held += len(b)
 	}
 }
 
@@ -162,7 +289,7 @@ func (k *keyspace) Get(keys ...string) ([]*tensordb.Ref, error) {
 			span := 0
 			for i, m := range reads {
 				metas[i] = *m
-				data = append(data, make([]byte, m.Len()*m.DType.Size()))
+				data = append(data, k.buffer(m.Len()*m.DType.Size()))
 				span = max(span, len(data[i]))
 			}
 			return tensordb.Plan{Span: span, Weight: 2 * len(keys)}, nil
@@ -179,7 +306,7 @@ func (k *keyspace) Get(keys ...string) ([]*tensordb.Ref, error) {
 		return nil, err
 	}
 	for i := range refs {
-		refs[i] = tensordb.NewRef(metas[i], data[i], nil, func() {})
+		refs[i] = tensordb.NewRef(metas[i], data[i], nil, func() { k.giveBack(data[i]) })
 	}
 	return refs, nil
 }
@@ -193,7 +320,7 @@ func (k *keyspace) Range(key string, start, count int) (*tensordb.Ref, error) {
 			meta = *reads[0]
 			size := meta.Len() * meta.DType.Size()
 			lo := min(start, size)
-			part = make([]byte, min(count, size-lo))
+			part = k.buffer(min(count, size-lo))
 			return tensordb.Plan{Span: len(part), Weight: 2}, nil
 		},
 		Compute: func(_, src [][]byte, lo, hi int) { copy(part[lo:hi], src[0][start+lo:]) },
@@ -201,7 +328,7 @@ func (k *keyspace) Range(key string, start, count int) (*tensordb.Ref, error) {
 	if err != nil {
 		return nil, err
 	}
-	return tensordb.NewRef(meta, part, nil, func() {}), nil
+	return tensordb.NewRef(meta, part, nil, func() { k.giveBack(part) }), nil
 }
 
 // output is a string that becomes a tensor.
@@ -213,7 +340,18 @@ type output struct {
 
 // alloc makes one. Nobody but this program has it: it may be written to.
 func (k *keyspace) alloc(n int) *output {
-	s := C.spirt_new_string(C.size_t(tensordb.HeaderLen + n))
+	n += tensordb.HeaderLen
+	var s *C.RedisModuleString
+	k.mu.Lock()
+	if list := k.pool[n]; len(list) > 0 {
+		s = list[len(list)-1]
+		k.pool[n] = list[:len(list)-1]
+		k.pooled -= n
+	}
+	k.mu.Unlock()
+	if s == nil {
+		s = C.spirt_new_string(C.size_t(n))
+	}
 	return &output{k: k, string: s, bytes: bytesOf(s)}
 }
 
@@ -235,8 +373,10 @@ func (o *output) put(key string, meta tensordb.Meta) uint64 {
 		replicate = 0
 	}
 	name := namesOf([]string{key})
+	old := o.k.replaced(key)
 	C.spirt_put((*C.char)(unsafe.Pointer(&name.text[0])), name.lens[0], o.string, replicate)
-	C.spirt_free_string(o.string) // the server has its own reference
+	o.k.recycle(old)
+	o.k.keep(key, o.string) // the server has its own reference
 	o.string = nil
 	return meta.Version
 }
@@ -398,6 +538,7 @@ func (k *keyspace) Edit(key string, edit func(*tensordb.Meta)) error {
 	case metas[0].Gradient:
 		replicate = 2 // all: a replica does not have it
 	}
+	k.forget(key) // a string that somebody else has too is copied before it is changed
 	C.spirt_header((*C.char)(unsafe.Pointer(&n.text[0])), n.lens[0], (*C.char)(unsafe.Pointer(&header[0])), C.size_t(len(header)), replicate)
 	k.changed(key)
 	return nil
@@ -430,8 +571,16 @@ func (k *keyspace) Rename(dst, src string) error {
 	if metas[0].Gradient {
 		replicate = 0
 	}
+	k.forget(dst)
+	moved := k.replaced(src)
 	if C.spirt_rename((*C.char)(unsafe.Pointer(&to.text[0])), to.lens[0], (*C.char)(unsafe.Pointer(&from.text[0])), from.lens[0], replicate) != 0 {
+		if moved != nil {
+			C.spirt_free_string(moved)
+		}
 		return fmt.Errorf("the server does not rename %q to %q", src, dst)
+	}
+	if moved != nil {
+		k.keep(dst, moved)
 	}
 	k.changed(src)
 	k.changed(dst)
@@ -448,7 +597,9 @@ func (k *keyspace) Delete(keys ...string) int {
 		if metas, err := n.metas(k, []string{key}); err != nil || metas[0] == nil {
 			continue
 		}
+		old := k.replaced(key)
 		found += int(C.spirt_delete((*C.char)(unsafe.Pointer(&n.text[0])), n.lens[0]))
+		k.recycle(old)
 	}
 	k.unlock()
 	for _, key := range keys {

@@ -120,7 +120,7 @@ type moduleConfig struct {
 
 // parseArgs reads pairs of a name and a value.
 func parseArgs(words []string) (moduleConfig, error) {
-	c := moduleConfig{chunk: 4 << 20}
+	c := moduleConfig{chunk: 24 << 20}
 	for ; len(words) > 0; words = words[min(2, len(words)):] {
 		if len(words) == 1 {
 			return c, fmt.Errorf("the module's argument %q has no value: use memory SIZE or chunk SIZE", words[0])
@@ -263,7 +263,17 @@ func spirtDisconnected(client *C.RedisModuleBlockedClient) {
 func spirtChanged(key *C.char, n C.size_t) {
 	defer recovered(nil)
 	if loaded != nil {
-		loaded.db.Changed(C.GoStringN(key, C.int(n)))
+		name := C.GoStringN(key, C.int(n))
+		loaded.space.forget(name)
+		loaded.db.Changed(name)
+	}
+}
+
+//export spirtFlushed
+func spirtFlushed() {
+	defer recovered(nil)
+	if loaded != nil {
+		loaded.space.forgetAll()
 	}
 }
 

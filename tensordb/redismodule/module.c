@@ -43,6 +43,8 @@ static struct {
 	int (*UnblockClient)(RedisModuleBlockedClient *, void *);
 	void (*SetDisconnectCallback)(RedisModuleBlockedClient *, void (*)(RedisModuleCtx *, RedisModuleBlockedClient *));
 	int (*SubscribeToKeyspaceEvents)(RedisModuleCtx *, int, int (*)(RedisModuleCtx *, int, const char *, RedisModuleString *));
+	int (*SubscribeToServerEvent)(RedisModuleCtx *, spirt_event, void (*)(RedisModuleCtx *, spirt_event, uint64_t, void *));
+	int (*GetServerVersion)(void);
 	int (*RegisterInfoFunc)(RedisModuleCtx *, void (*)(RedisModuleInfoCtx *, int));
 	int (*InfoAddSection)(RedisModuleInfoCtx *, const char *);
 	int (*InfoAddFieldULongLong)(RedisModuleInfoCtx *, const char *, unsigned long long);
@@ -61,12 +63,13 @@ static struct {
 extern int spirtLoad(RedisModuleCtx *, RedisModuleString **, int);
 extern int spirtCommand(RedisModuleCtx *, RedisModuleString **, int);
 extern void spirtChanged(char *, size_t);
+extern void spirtFlushed(void);
 extern void spirtDisconnected(RedisModuleBlockedClient *);
 
 static RedisModuleCtx *detached;             // for work outside of commands
 static __thread RedisModuleCtx *current;     // of the command that this thread is in
 static __thread int depth;                   // how often this thread has the lock
-static atomic_int waiting, queued;
+static atomic_int waiting, queued, kept;
 static atomic_ullong tasks, restarts;
 
 static int command(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
@@ -83,12 +86,21 @@ static int command(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
 static int changed(RedisModuleCtx *ctx, int type, const char *event, RedisModuleString *key)
 {
 	(void)ctx, (void)type, (void)event;
-	if (atomic_load(&waiting) > 0) {
+	if (atomic_load(&waiting) > 0 || atomic_load(&kept) > 0) {
 		size_t len;
 		const char *p = rm.StringPtrLen(key, &len);
 		spirtChanged((char *)p, len);
 	}
 	return spirt_ok;
+}
+
+// What is kept for reuse is given up before all keys go, which another thread
+// may do.
+static void flushed(RedisModuleCtx *ctx, spirt_event event, uint64_t sub, void *data)
+{
+	(void)ctx, (void)event, (void)data;
+	if (sub == 0) // before
+		spirtFlushed();
 }
 
 // No lock and no Go here: a server that crashes calls it too.
@@ -114,6 +126,7 @@ int RedisModule_OnLoad(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
 	GET(SetAbsExpire), GET(GetAbsExpire), GET(Replicate), GET(Call), GET(FreeCallReply), GET(CallReplyType), GET(CallReplyLength);
 	GET(CallReplyArrayElement), GET(CallReplyStringPtr), GET(SignalModifiedKey), GET(GetContextFlags), GET(GetSelectedDb);
 	GET(BlockClient), GET(UnblockClient), GET(SetDisconnectCallback), GET(SubscribeToKeyspaceEvents), GET(RegisterInfoFunc);
+	GET(SubscribeToServerEvent), GET(GetServerVersion);
 	GET(InfoAddSection), GET(InfoAddFieldULongLong), GET(ReplyWithSimpleString), GET(ReplyWithError), GET(ReplyWithLongLong);
 	GET(ReplyWithDouble), GET(ReplyWithStringBuffer), GET(ReplyWithNull), GET(ReplyWithArray), GET(ReplyWithMap), GET(Log);
 #undef GET
@@ -128,6 +141,7 @@ int RedisModule_OnLoad(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
 	rm.SetModuleAttribs(ctx, "spirt", 1, 1);
 	detached = rm.GetDetachedThreadSafeContext(ctx);
 	rm.SubscribeToKeyspaceEvents(ctx, spirt_notify_generic | spirt_notify_string | spirt_notify_expired | spirt_notify_evicted, changed);
+	rm.SubscribeToServerEvent(ctx, (spirt_event){2, 1}, flushed);
 	rm.RegisterInfoFunc(ctx, info);
 	current = ctx;
 	depth++;
@@ -342,6 +356,13 @@ void spirt_reply_array(RedisModuleCtx *ctx, long n) { rm.ReplyWithArray(ctx, n);
 void spirt_reply_map(RedisModuleCtx *ctx, long n) { rm.ReplyWithMap(ctx, n); }
 
 void spirt_log(const char *level, const char *text) { rm.Log(NULL, level, "%s", text); }
+int spirt_in_command(void) { return current != NULL; }
+
+// Redis 8 may send a value to a client from where it lies, after it was
+// replaced: there nothing is used again.
+int spirt_may_reuse(void) { return rm.GetServerVersion() < 0x080000; }
+
+void spirt_count_kept(int n) { atomic_fetch_add(&kept, n); }
 void spirt_count_waiting(int n) { atomic_fetch_add(&waiting, n); }
 void spirt_count_queue(int n) { atomic_fetch_add(&queued, n); }
 
