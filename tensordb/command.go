@@ -31,9 +31,10 @@ type Command struct {
 	// Waits: it may wait for another command.
 	Waits bool
 
-	stranger bool // allowed before AUTH
-	run      func(c *Call) error
-	serve    func(c *conn, args [][]byte) error // in place of run: only this package's Server has it
+	stranger  bool // allowed before AUTH
+	likeRedis bool // a wrong number of arguments is told as Redis 6 does
+	run       func(c *Call) error
+	serve     func(c *conn, args [][]byte) error // in place of run: only this package's Server has it
 }
 
 // ServerOnly reports whether the command is one of this package's Server, such
@@ -48,9 +49,14 @@ func (cmd *Command) Usage() string {
 	return cmd.Name + " " + cmd.Args
 }
 
-// CheckArgs reports a wrong number of arguments, the name included.
-func (cmd *Command) CheckArgs(n int) error {
-	if n < cmd.Min || cmd.Max > 0 && n > cmd.Max {
+// CheckArgs reports a wrong number of arguments, the name included, which was
+// sent as typed.
+func (cmd *Command) CheckArgs(n int, typed []byte) error {
+	wrong := n < cmd.Min || cmd.Max > 0 && n > cmd.Max
+	if wrong && cmd.likeRedis {
+		return refuse("ERR", "wrong number of arguments for '%s' command", typed)
+	}
+	if wrong {
 		return refuse("ERR", "wrong number of arguments for %s: use %s", cmd.Name, cmd.Usage())
 	}
 	return nil
@@ -109,7 +115,8 @@ type Replier interface {
 	Simple(s string)
 	Int(n int64)
 	Double(x float64)
-	Bulk(b []byte) // copied
+	Float17(x float64) // with 17 digits, as RedisAI does
+	Bulk(b []byte)     // copied
 	Text(s string)
 	Nil()
 	Array(n int) // the n elements follow

@@ -495,7 +495,7 @@ func (c *conn) answer(n int) error {
 	if cmd == nil {
 		return refuse("ERR", "unknown command %.32q", name)
 	}
-	if err := cmd.CheckArgs(n); err != nil {
+	if err := cmd.CheckArgs(n, c.args[0]); err != nil {
 		return err
 	}
 	keep := 0
@@ -589,11 +589,18 @@ func (c *conn) Read(data []byte, check func(part []byte, offset int)) error {
 func (c *conn) Simple(s string)  { c.out = resp.AppendSimple(c.out, s) }
 func (c *conn) Int(n int64)      { c.out = resp.AppendInt(c.out, n) }
 func (c *conn) Double(x float64) { c.out = resp.AppendDouble(c.out, c.version, x) }
-func (c *conn) Bulk(b []byte)    { c.out = resp.AppendBulk(c.out, b) }
-func (c *conn) Text(s string)    { c.out = resp.AppendBulkString(c.out, s) }
-func (c *conn) Nil()             { c.out = resp.AppendNull(c.out, c.version) }
-func (c *conn) Array(n int)      { c.out = resp.AppendArray(c.out, n) }
-func (c *conn) Map(n int)        { c.out = resp.AppendMap(c.out, c.version, n) }
+func (c *conn) Float17(x float64) {
+	if c.version < 3 {
+		c.Text(Float17(x))
+	} else {
+		c.out = append(append(append(c.out, ','), Float17(x)...), "\r\n"...)
+	}
+}
+func (c *conn) Bulk(b []byte) { c.out = resp.AppendBulk(c.out, b) }
+func (c *conn) Text(s string) { c.out = resp.AppendBulkString(c.out, s) }
+func (c *conn) Nil()          { c.out = resp.AppendNull(c.out, c.version) }
+func (c *conn) Array(n int)   { c.out = resp.AppendArray(c.out, n) }
+func (c *conn) Map(n int)     { c.out = resp.AppendMap(c.out, c.version, n) }
 
 // Tensor writes large data from where it lies.
 func (c *conn) Tensor(data []byte) error {

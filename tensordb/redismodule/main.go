@@ -173,7 +173,7 @@ func (m *module) command(ctx *C.RedisModuleCtx, argv []*C.RedisModuleString) err
 	if cmd == nil {
 		return &resp.Error{Code: "ERR", Message: "unknown command " + name}
 	}
-	if err := cmd.CheckArgs(len(argv)); err != nil {
+	if err := cmd.CheckArgs(len(argv), bytesOf(argv[0])); err != nil {
 		return err
 	}
 	if C.spirt_database(ctx) != 0 {
@@ -403,6 +403,14 @@ func (r *replier) Double(x float64) {
 		return
 	}
 	r.add(func() { C.spirt_reply_double(r.ctx, C.double(x)) })
+}
+
+func (r *replier) Float17(x float64) {
+	if r.resp3 {
+		r.add(func() { C.spirt_reply_double(r.ctx, C.double(x)) })
+	} else {
+		r.Text(tensordb.Float17(x))
+	}
 }
 
 func (r *replier) Bulk(b []byte) { r.Text(string(b)) }
