@@ -15,7 +15,6 @@ import (
 	"cmp"
 	"context"
 	"errors"
-	"math"
 	"os"
 	"reflect"
 	"strconv"
@@ -26,10 +25,6 @@ import (
 	"github.com/spirt-ml/spirt/resp"
 	"github.com/spirt-ml/spirt/tensor"
 )
-
-// chunk is how many rows an evaluation takes at a time. It is the same always, so that a loss does not depend on what an
-// instance did before.
-const chunk = 64
 
 // dialTimeout bounds connecting to the database; it is on this machine or next to it.
 const dialTimeout = 5 * time.Second
@@ -48,19 +43,13 @@ type Handler struct {
 	conn  *resp.Conn
 	shown string // the token that conn showed last
 
-	model     *nn.Model
-	spec      nn.Spec // of model
-	workspace *nn.Workspace
-	batch     int        // of workspace
-	held      Parameters // what params has; version 0: nothing
-	params    []float32
-	gradient  []float32
-	x         []float32
-	labels    []int32
-	pixels    [256]float32 // what each byte means
-	scale     float32      // of pixels
-	offset    float32
-	args      [3][]any // of commands that are sent at once
+	model    *nn.Model
+	spec     nn.Spec // of model
+	samples  *nn.Minibatch
+	held     Parameters // what params has; version 0: nothing
+	params   []float32
+	gradient []float32
+	args     [3][]any // of commands that are sent at once
 }
 
 // NewHandler makes a Handler. It does nothing yet, so that an instance starts fast.
@@ -92,9 +81,6 @@ func (h *Handler) Invoke(ctx context.Context, e Event) (Result, error) {
 	if err := compute(ctx); err != nil {
 		return Result{}, err
 	}
-	if loss := run.result.Loss; math.IsNaN(loss) || math.IsInf(loss, 0) {
-		return Result{}, fail(NotFinite, "the loss of minibatch %d is %g", e.Minibatch, loss)
-	}
 	return run.result, nil
 }
 
@@ -106,25 +92,21 @@ func (h *Handler) prepare(e Event) error {
 			return bad("%v", err)
 		}
 		h.model, h.spec = model, e.Model
-		h.workspace, h.batch, h.held = nil, 0, Parameters{}
-		h.params, h.gradient, h.x, h.labels = nil, nil, nil, nil
+		h.samples, h.held = model.NewMinibatch(), Parameters{}
+		h.params, h.gradient = nil, nil
 	}
-	batch := chunk
+	batch := nn.Chunk
 	if e.Task == TaskGradient {
 		batch = len(e.Rows)
 	}
-	n, in := h.model.NumParams(), h.model.InputLen()
-	if batch > h.batch {
-		need := h.model.WorkspaceSize(batch) + 4*(2*int64(n)+int64(batch)*int64(in))
+	n := h.model.NumParams()
+	if batch > h.samples.Room() {
+		need := h.model.MinibatchSize(batch) + 8*int64(n)
 		if limit := int64(h.config.MemoryMB) << 20; limit > 0 && need > limit {
 			return bad("model %q with a minibatch of %d needs %d MB, the function has %d: take a smaller minibatch or more memory",
 				e.Model.Name, batch, need>>20+1, h.config.MemoryMB)
 		}
-		h.workspace, h.x = nil, nil // may be collected before their successors are made
-		h.workspace = h.model.NewWorkspace(batch)
-		h.x = make([]float32, batch*in)
-		h.labels = make([]int32, batch)
-		h.batch = batch
+		h.samples.Grow(batch)
 	}
 	if h.params == nil {
 		h.params = make([]float32, n)
@@ -132,12 +114,7 @@ func (h *Handler) prepare(e Event) error {
 	if h.gradient == nil && e.Task == TaskGradient {
 		h.gradient = make([]float32, n)
 	}
-	if h.scale != e.Scale || h.offset != e.Offset {
-		for b := range h.pixels {
-			h.pixels[b] = float32(float32(b)*e.Scale) + e.Offset
-		}
-		h.scale, h.offset = e.Scale, e.Offset
-	}
+	h.samples.Normalise(e.Scale, e.Offset)
 	return nil
 }
 
@@ -248,42 +225,30 @@ func (r *run) takeParameters(reply resp.Reply, held Parameters) error {
 
 // takeSamples checks the answers to TENSOR.ROWS and normalises the images.
 func (r *run) takeSamples(labels, images resp.Reply, rows []int) error {
-	h, in := r.h, r.h.model.InputLen()
 	for key, reply := range map[string]resp.Reply{r.e.Labels: labels, r.e.Images: images} {
 		if reply.Kind != resp.Bulk {
 			return fail(DatabaseFailed, "the answer to TENSOR.ROWS %q is not a string", key)
 		}
 	}
-	if len(labels.Bytes) != len(rows) {
-		return bad("labels %q have %d bytes a row, want 1", r.e.Labels, len(labels.Bytes)/len(rows))
-	}
-	for i, label := range labels.Bytes {
-		if int(label) >= r.e.Model.Classes {
-			return bad("labels %q: row %d is %d, but model %q has %d classes", r.e.Labels, rows[i], label, r.e.Model.Name, r.e.Model.Classes)
-		}
-		h.labels[i] = int32(label)
-	}
-	if len(images.Bytes) != len(rows)*in {
-		return bad("images %q have %d bytes a row, but model %q takes %d", r.e.Images, len(images.Bytes)/len(rows), r.e.Model.Name, in)
-	}
-	x := h.x[:len(images.Bytes)]
-	for i, b := range images.Bytes {
-		x[i] = h.pixels[b]
+	if err := r.h.samples.Load(images.Bytes, labels.Bytes, rows); err != nil {
+		return bad("images %q and labels %q: %v", r.e.Images, r.e.Labels, err)
 	}
 	return nil
 }
 
 func (r *run) computeGradient(ctx context.Context) error {
-	h, n := r.h, len(r.e.Rows)
+	h := r.h
 	if err := r.read(ctx, r.e.Rows); err != nil {
 		return err
 	}
 	start := time.Now()
-	in := h.model.InputLen()
-	r.result.Loss, r.result.Correct = h.model.Gradient(h.gradient, h.params, h.x[:n*in], h.labels[:n], h.workspace)
-	r.result.Samples = n
+	score, err := h.samples.Gradient(h.gradient, h.params)
+	r.score(score)
 	computed := time.Now()
 	r.result.Seconds.Compute += computed.Sub(start).Seconds()
+	if err != nil {
+		return r.notFinite(err)
+	}
 
 	if r.e.Database.Stored {
 		err := r.store(ctx)
@@ -306,23 +271,23 @@ func (r *run) computeGradient(ctx context.Context) error {
 }
 
 func (r *run) evaluate(ctx context.Context) error {
-	h, in := r.h, r.h.model.InputLen()
-	sum := 0.0
-	for rows := r.e.Rows; len(rows) > 0; {
-		n := min(len(rows), chunk)
-		if err := r.read(ctx, rows[:n]); err != nil {
-			return err
-		}
-		start := time.Now()
-		loss, correct := h.model.Evaluate(h.params, h.x[:n*in], h.labels[:n], h.workspace)
-		sum += loss
-		r.result.Correct += correct
-		r.result.Samples += n
-		r.result.Seconds.Compute += time.Since(start).Seconds()
-		rows = rows[n:]
+	h := r.h
+	start := time.Now()
+	score, err := h.samples.Evaluate(h.params, r.e.Rows, func(rows []int) error { return r.read(ctx, rows) })
+	r.result.Seconds.Compute = time.Since(start).Seconds() - r.result.Seconds.Read
+	r.score(score)
+	if errors.Is(err, nn.ErrNotFinite) {
+		return r.notFinite(err)
 	}
-	r.result.Loss = sum / float64(r.result.Samples)
-	return nil
+	return err
+}
+
+func (r *run) score(s nn.Score) {
+	r.result.Loss, r.result.Correct, r.result.Samples = s.Loss, s.Correct, s.Samples
+}
+
+func (r *run) notFinite(err error) error {
+	return fail(NotFinite, "minibatch %d: %v", r.e.Minibatch, err)
 }
 
 // do sends commands, after AUTH where the connection has not shown the event's token, in one piece; where the connection is or becomes broken, once again on a new one. All commands used here may be
