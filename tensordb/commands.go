@@ -37,7 +37,7 @@ var table struct {
 
 func commandTable() []*Command {
 	table.once.Do(func() {
-		table.list = slices.Concat(connectionCommands(), keyCommands(), tensorCommands(), averageCommands(), arithmeticCommands(), updateCommands(), redisAICommands())
+		table.list = slices.Concat(connectionCommands(), keyCommands(), tensorCommands(), averageCommands(), arithmeticCommands(), updateCommands(), trainCommands(), redisAICommands())
 		table.byName = make(map[string]*Command)
 		for _, cmd := range table.list {
 			table.byName[cmd.Name] = cmd

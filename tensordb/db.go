@@ -86,6 +86,8 @@ type DB struct {
 	waitMu  sync.Mutex
 	waiting map[string]map[chan struct{}]bool // closed when the key changes
 
+	engine engine // that trains
+
 	checkpointMu sync.Mutex // one checkpoint is written at a time
 }
 

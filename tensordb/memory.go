@@ -87,6 +87,24 @@ func foreign(data []byte, free func()) *blob {
 	return b
 }
 
+// reserve counts n bytes that are taken elsewhere.
+func (m *memory) reserve(n int64) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.limit > 0 && m.live+n > m.limit {
+		return fmt.Errorf("%w: %d bytes of %d are in use and %d more are needed; raise the database's memory limit or delete keys", ErrMemory, m.live, m.limit, n)
+	}
+	m.live += n
+	m.evict()
+	return nil
+}
+
+func (m *memory) unreserve(n int64) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.live -= n
+}
+
 // evict drops free buffers until the limit holds. m.mu is held.
 func (m *memory) evict() {
 	for class, list := range m.pool {

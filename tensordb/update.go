@@ -24,6 +24,13 @@ type UpdateKeys struct {
 // With IntoParams and IntoState what was before stays, and it is their state
 // that remembers: where it is at this step already, nothing happens.
 func (db *DB) Update(k UpdateKeys, step uint64, c optim.Config) (applied bool, err error) {
+	return db.update(k, step, c, nil, 0)
+}
+
+// update takes the gradient from memory if it is not nil: it was computed at
+// the parameters of this version, and where they are others by now it is
+// errReplaced.
+func (db *DB) update(k UpdateKeys, step uint64, c optim.Config, gradient []float32, version uint64) (applied bool, err error) {
 	apart := k.IntoParams != "" || k.IntoState != ""
 	if !apart {
 		k.IntoParams, k.IntoState = k.Params, k.State
@@ -39,6 +46,9 @@ func (db *DB) Update(k UpdateKeys, step uint64, c optim.Config) (applied bool, e
 	if k.Params == k.State || k.Gradient == k.Params || k.Gradient == k.State || k.IntoParams == k.IntoState ||
 		apart && (k.IntoParams == k.Params || k.IntoParams == k.State || k.IntoState == k.State || k.IntoState == k.Params || k.IntoParams == k.Gradient || k.IntoState == k.Gradient) {
 		return false, fmt.Errorf("%w: updating %q with state %q and gradient %q: the keys must differ", ErrOutOfRange, k.Params, k.State, k.Gradient)
+	}
+	if gradient != nil {
+		k.Gradient = k.Params // read anyway
 	}
 	t := &Task{Reads: []string{k.Params, k.Gradient, k.State}, Optional: 1, Guarded: true}
 	if apart {
@@ -57,6 +67,9 @@ func (db *DB) Update(k UpdateKeys, step uint64, c optim.Config) (applied bool, e
 		}
 		if step != current+1 {
 			return Plan{}, fmt.Errorf("updating %q: %w: step %d, but %q is at step %d", k.Params, ErrOutOfRange, step, k.State, current)
+		}
+		if gradient != nil && p.Version != version {
+			return Plan{}, errReplaced
 		}
 		n = p.Len()
 		if p.DType != tensor.Float32 || g.DType != tensor.Float32 || g.Len() != n {
@@ -84,7 +97,11 @@ func (db *DB) Update(k UpdateKeys, step uint64, c optim.Config) (applied bool, e
 				clear(from[at+lo : at+hi])
 			}
 		}
-		c.StepRange(floats(dst[0]), floats(dst[1]), floats(src[0]), from, floats(src[1]), lo, hi, step)
+		g := gradient
+		if g == nil {
+			g = floats(src[1])
+		}
+		c.StepRange(floats(dst[0]), floats(dst[1]), floats(src[0]), from, g, lo, hi, step)
 	}
 	if err := db.space.Run(t); err != nil {
 		return false, err
