@@ -27,8 +27,10 @@ type computer struct {
 	job      Job
 	self     int // this peer's index
 	store    *store
-	platform *function.Platform
-	base     gradient.Event // what all events have in common
+	platform *function.Platform // nil where the database computes
+	trainer  trainer            // that database; else nil
+	slots    chan struct{}      // of what it computes at once
+	base     gradient.Event     // what all events have in common
 	sign     func(tensordb.Grant) (string, error)
 	train    int           // samples to train on: the job's, or this peer's own
 	private  bool          // they are this peer's own
@@ -36,6 +38,42 @@ type computer struct {
 	serial   atomic.Uint64 // of accumulators: none is used twice
 	warn     func(format string, args ...any)
 	exchange *exchange // with functions, where the database has no tensor commands; else nil
+}
+
+// trainer is a database that computes gradients itself.
+type trainer interface {
+	SetModel(key string, spec nn.Spec) (params int, err error)
+	Gradient(s tensordb.Samples, accumulate string, minibatch int) (nn.Score, tensordb.Status, error)
+	Evaluate(s tensordb.Samples) (nn.Score, error)
+}
+
+// trainIn has a database compute in place of functions.
+func (c *computer) trainIn(db trainer) error {
+	c.trainer, c.slots = db, make(chan struct{}, c.job.Functions.Concurrency)
+	_, err := db.SetModel(c.store.key("model"), c.base.Model)
+	return err
+}
+
+// inDatabase does what a function would.
+func (c *computer) inDatabase(ctx context.Context, e gradient.Event) (r gradient.Result, err error) {
+	select {
+	case c.slots <- struct{}{}:
+	case <-ctx.Done():
+		return r, ctx.Err()
+	}
+	defer func() { <-c.slots }()
+	s := tensordb.Samples{Model: c.store.key("model"), Params: e.Parameters.Key, Images: e.Images, Labels: e.Labels, Scale: e.Scale, Offset: e.Offset, Rows: e.Rows}
+	var score nn.Score
+	if e.Task == gradient.TaskGradient {
+		var status tensordb.Status
+		score, status, err = c.trainer.Gradient(s, e.Accumulate, e.Minibatch)
+		r.Status = status.String()
+	} else {
+		s.Rows = nil // all
+		score, err = c.trainer.Evaluate(s)
+	}
+	r.Loss, r.Correct, r.Samples = score.Loss, score.Correct, score.Samples
+	return r, err
 }
 
 // openOwn opens the data set that a peer brings for its training minibatches.
@@ -278,6 +316,9 @@ func (c *computer) event(parameters string) (gradient.Event, error) {
 
 // invoke runs a function with a token for what its event names, no more.
 func (c *computer) invoke(ctx context.Context, e gradient.Event) (gradient.Result, error) {
+	if c.trainer != nil {
+		return c.inDatabase(ctx, e)
+	}
 	if c.exchange != nil {
 		for _, key := range []string{e.Parameters.Key, e.Images, e.Labels} {
 			if err := c.exchange.publish(key); err != nil {

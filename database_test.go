@@ -87,3 +87,31 @@ func TestRemoteDatabaseRefused(t *testing.T) {
 	_, err := Train(t.Context(), Job{Peers: 3}, TrainConfig{Dir: t.TempDir() + "/run", Databases: []string{url, url}})
 	refused(t, err, "2 databases for 3 peers")
 }
+
+// Nor does it whether functions or the database compute, here and in another
+// process.
+func TestFunctionsInDatabase(t *testing.T) {
+	job := smallJob(9)
+	_, want := modelWith(t, runOf(t, job), "")
+	job.Functions.Kind = functionsDatabase
+	_, url := serveDatabase(t)
+	for where, url := range map[string]string{"its own process": "", "another process": url} {
+		dir := runOf(t, job)
+		rounds, got := modelWith(t, dir, url)
+		if got != want || len(rounds) != 9 {
+			t.Errorf("in %s: %d rounds end with the model %s, with functions with %s", where, len(rounds), got, want)
+		}
+		validations := 0
+		for _, e := range eventsOf(t, dir) {
+			if e.Event == "validation" {
+				validations++
+			}
+			if e.Event == "round" && e.Used.Invocations != 0 {
+				t.Errorf("in %s: %+v", where, *e.Used)
+			}
+		}
+		if validations != 2 {
+			t.Errorf("in %s: %d validations", where, validations)
+		}
+	}
+}

@@ -84,6 +84,10 @@ type Job struct {
 
 // Functions bounds the function instances of one peer.
 type Functions struct {
+	// Kind is "processes" (the default): instances on this machine compute
+	// gradients; or "database": the peer's database does, and there are no
+	// functions. Concurrency bounds both, the other fields processes only.
+	Kind string `yaml:"kind,omitempty"`
 	// Concurrency is the most instances at once. Default: 2, and no more than
 	// there are minibatches in a round, but 2 where validations run beside
 	// them.
@@ -114,6 +118,12 @@ const (
 const (
 	codecFloat32 = "float32"
 	codecFloat16 = "float16"
+)
+
+// The values of Functions.Kind.
+const (
+	functionsProcesses = "processes"
+	functionsDatabase  = "database"
 )
 
 // Limits of a job.
@@ -186,6 +196,9 @@ func (j *Job) Resolve() error {
 	}
 	if j.Seed == 0 {
 		j.Seed = 1
+	}
+	if k := j.Functions.Kind; k != "" && k != functionsProcesses && k != functionsDatabase {
+		return fmt.Errorf("functions.kind: %.32q is unknown: take %s or %s", k, functionsProcesses, functionsDatabase)
 	}
 	orInt(&j.Functions.Concurrency, 2)
 	if c := j.Functions.Concurrency; c < 1 || c > 1024 {

@@ -263,10 +263,21 @@ func (p *peer) databaseMemory() int64 {
 	return 2*(samples+vectors*model) + 64<<20
 }
 
-// openFunctions starts the platform that runs this peer's gradient function.
+// openFunctions starts the platform that runs this peer's gradient function, or
+// has the database compute.
 func (p *peer) openFunctions(socket string) error {
+	e := &p.computer.base
+	e.Model = p.model.Spec()
+	e.Scale, e.Offset = p.data.Scale, p.data.Offset
 	var err error
 	f := p.job.Functions
+	if f.Kind == functionsDatabase {
+		db, ok := p.db.(trainer)
+		if !ok || p.computer.exchange != nil {
+			return &UsageError{errors.New("the database has no tensor commands and cannot train: load the module spirt.so (docs/redis.md), or take functions of kind processes")}
+		}
+		return p.computer.trainIn(db)
+	}
 	p.platform, err = function.New(function.Config{
 		Name: "gradient", Command: []string{p.cfg.Executable, "function"},
 		Concurrency: f.Concurrency, MemoryMB: f.MemoryMB, Timeout: f.Timeout, IdleTimeout: 5 * time.Minute, Retries: 3,
@@ -277,9 +288,6 @@ func (p *peer) openFunctions(socket string) error {
 	}
 	p.onClose(p.platform.Close)
 	p.computer.platform = p.platform
-	e := &p.computer.base
-	e.Model = p.model.Spec()
-	e.Scale, e.Offset = p.data.Scale, p.data.Offset
 	return nil
 }
 

@@ -30,6 +30,15 @@ func TestRedisDatabase(t *testing.T) {
 		if stock := name == "stock"; strings.Contains(told, "no tensor commands") != stock || strings.Contains(told, "users") {
 			t.Errorf("%s: the warnings are %q", name, told)
 		}
+		job := smallJob(9)
+		job.Functions.Kind = functionsDatabase
+		cfg := alone(runOf(t, job))
+		cfg.Database = "redis://:sesame@" + s.Address
+		if name == "stock" {
+			refused(t, RunPeer(t.Context(), cfg), "no tensor commands")
+		} else if _, got := modelWith(t, cfg.Run, cfg.Database); got != want {
+			t.Errorf("where the server computes the model is %s, with functions %s", got, want)
+		}
 		if strings.Contains(s.Log(), "failed badly") {
 			t.Error(s.Log())
 		}

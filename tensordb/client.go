@@ -3,6 +3,7 @@ package tensordb
 import (
 	"context"
 	"crypto/tls"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -14,6 +15,7 @@ import (
 	"time"
 
 	"github.com/spirt-ml/spirt/internal/treehash"
+	"github.com/spirt-ml/spirt/nn"
 	"github.com/spirt-ml/spirt/optim"
 	"github.com/spirt-ml/spirt/resp"
 	"github.com/spirt-ml/spirt/tensor"
@@ -554,13 +556,8 @@ func (c *Client) Accumulator(key string, length, minibatches, window int) error 
 // DB.Accumulate.
 func (c *Client) Accumulate(key string, minibatch int, gradient []float32) (status Status, err error) {
 	err = c.Do(func(r resp.Reply) error {
-		for s := Counted; s <= Duplicate; s++ {
-			if strings.EqualFold(string(r.Bytes), s.String()) {
-				status = s
-				return nil
-			}
-		}
-		return fmt.Errorf("the database's answer to TENSOR.ACCUMULATE is %.40q", r.Bytes)
+		status, err = readStatus(r.Bytes)
+		return err
 	}, "TENSOR.ACCUMULATE", key, minibatch, tensor.Bytes(gradient))
 	return status, err
 }
@@ -617,4 +614,60 @@ func (c *Client) Update(k UpdateKeys, step uint64, o optim.Config) (applied bool
 	var n int64
 	err = c.Do(integer(&n), args...)
 	return n == 1, err
+}
+
+// SetModel stores a model's definition under key. See DB.SetModel.
+func (c *Client) SetModel(key string, spec nn.Spec) (params int, err error) {
+	text, err := json.Marshal(spec)
+	if err != nil {
+		return 0, err
+	}
+	var n int64
+	err = c.Do(integer(&n), "TENSOR.MODEL", key, text)
+	return int(n), err
+}
+
+// Gradient has the database compute a gradient and add it to a running sum. See
+// DB.Gradient.
+func (c *Client) Gradient(s Samples, accumulate string, minibatch int) (score nn.Score, status Status, err error) {
+	args := []any{"TENSOR.GRADIENT", accumulate, s.Model, s.Params, s.Images, s.Labels, minibatch, s.Scale, s.Offset}
+	for _, row := range s.Rows {
+		args = append(args, row)
+	}
+	err = c.Do(func(r resp.Reply) error {
+		if err := readScore(r, 4, &score); err != nil {
+			return err
+		}
+		status, err = readStatus(r.Elems[3].Bytes)
+		return err
+	}, args...)
+	return score, status, err
+}
+
+// Evaluate has the database evaluate a model. See DB.Evaluate.
+func (c *Client) Evaluate(s Samples) (score nn.Score, err error) {
+	args := []any{"TENSOR.EVALUATE", s.Model, s.Params, s.Images, s.Labels, s.Scale, s.Offset}
+	for _, row := range s.Rows {
+		args = append(args, row)
+	}
+	err = c.Do(func(r resp.Reply) error { return readScore(r, 3, &score) }, args...)
+	return score, err
+}
+
+func readScore(r resp.Reply, parts int, score *nn.Score) (err error) {
+	if r.Kind != resp.Array || len(r.Elems) != parts {
+		return errors.New("the database's answer is not a score")
+	}
+	score.Loss, err = strconv.ParseFloat(string(r.Elems[0].Bytes), 64)
+	score.Correct, score.Samples = int(r.Elems[1].Int), int(r.Elems[2].Int)
+	return err
+}
+
+func readStatus(text []byte) (Status, error) {
+	for s := Counted; s <= Duplicate; s++ {
+		if strings.EqualFold(string(text), s.String()) {
+			return s, nil
+		}
+	}
+	return 0, fmt.Errorf("the database's answer is %.40q, which is no status", text)
 }

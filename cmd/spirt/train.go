@@ -29,6 +29,8 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 			"themselves and finish also when this command is killed.\n\n" +
 			"The run folder keeps the job, the events, the model and a folder for each peer.",
 		Example: "  spirt train\n" +
+			"  spirt train --functions database\n" +
+			"  spirt train --db redis://127.0.0.1:6379\n" +
 			"  spirt train --model cnn --optimizer sgd --lr 0.05 --rounds 800\n" +
 			"  spirt train --data idx:~/fashion-mnist --target-accuracy 0.9 --run runs/fashion\n" +
 			"  spirt train --json | jq 'select(.event==\"validation\")'",
@@ -92,6 +94,7 @@ func jobFlags(c *cobra.Command, job *spirt.Job, target *string) {
 	f.StringVar(target, "target-accuracy", *target, "stop at this validation accuracy, a fraction such as 0.97, or off")
 	f.StringVar(&job.Shards, "shards", job.Shards, "training samples of a peer: dealt anew in each epoch, or fixed, as with private data")
 	f.IntVar(&job.PauseAfter, "pause-after", job.PauseAfter, "wait, so many rounds after the last final checkpoint, until a quorum is connected (0: train on)")
+	f.StringVar(&job.Functions.Kind, "functions", "processes", "what computes gradients: processes, which are function instances, or the database itself")
 	f.StringVar(&job.Codec, "codec", job.Codec, "averages travel as float32, or as float16 in half the bytes")
 	f.Uint64Var(&job.Seed, "seed", job.Seed, "fixes the initial parameters and the order of the data")
 }
