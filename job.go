@@ -87,7 +87,7 @@ type Functions struct {
 	// Kind is "processes" (the default): instances on this machine compute
 	// gradients; or "database": the peer's database does, and there are no
 	// functions. Concurrency bounds both, the other fields processes only.
-	Kind string `yaml:"kind,omitempty"`
+	Kind string `yaml:"kind,omitempty" json:",omitempty"`
 	// Concurrency is the most instances at once. Default: 2, and no more than
 	// there are minibatches in a round, but 2 where validations run beside
 	// them.
@@ -197,7 +197,10 @@ func (j *Job) Resolve() error {
 	if j.Seed == 0 {
 		j.Seed = 1
 	}
-	if k := j.Functions.Kind; k != "" && k != functionsProcesses && k != functionsDatabase {
+	if j.Functions.Kind == functionsProcesses {
+		j.Functions.Kind = "" // the default has one name, so that jobs keep theirs
+	}
+	if k := j.Functions.Kind; k != "" && k != functionsDatabase {
 		return fmt.Errorf("functions.kind: %.32q is unknown: take %s or %s", k, functionsProcesses, functionsDatabase)
 	}
 	orInt(&j.Functions.Concurrency, 2)
