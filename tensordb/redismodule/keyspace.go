@@ -164,14 +164,26 @@ func (k *keyspace) recycle(s *C.RedisModuleString) {
 		return
 	}
 	n := len(bytesOf(s))
+	var drop []*C.RedisModuleString
 	k.mu.Lock()
-	full := k.pooled+n > reuseMax
-	if !full {
+	for other, list := range k.pool { // what was used before makes room
+		for other != n && k.pooled+n > reuseMax && len(list) > 0 {
+			drop = append(drop, list[len(list)-1])
+			list = list[:len(list)-1]
+			k.pooled -= other
+		}
+		if k.pool[other] = list; len(list) == 0 {
+			delete(k.pool, other)
+		}
+	}
+	if k.pooled+n > reuseMax {
+		drop = append(drop, s)
+	} else {
 		k.pool[n] = append(k.pool[n], s)
 		k.pooled += n
 	}
 	k.mu.Unlock()
-	if full {
+	for _, s := range drop {
 		C.spirt_free_string(s)
 	}
 }
