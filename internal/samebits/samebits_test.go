@@ -91,7 +91,7 @@ func modelOfFixedGradients(t *testing.T, c optim.Config, weights []uint32, half 
 			}
 		}
 		ok(db.Mean("aggregate", averages, weights))
-		_, err := db.Update("parameters", "optimizer", "aggregate", round, c)
+		_, err := db.Update(tensordb.UpdateKeys{Params: "parameters", State: "optimizer", Gradient: "aggregate"}, round, c)
 		ok(err)
 	}
 	model, err := db.Hash("parameters")
