@@ -241,7 +241,8 @@ func TestWorkspace(t *testing.T) {
 			t.Logf("%s: %d bytes", name, size)
 		}
 		ws, grad := m.NewWorkspace(64), make([]float32, len(params))
-		if n := testing.AllocsPerRun(1, func() { m.Gradient(grad, params, x, labels, ws); m.Evaluate(params, x, labels, ws) }); n != 0 {
+		// Of several, since one that the runtime makes by the way does not count.
+		if n := testing.AllocsPerRun(4, func() { m.Gradient(grad, params, x, labels, ws); m.Evaluate(params, x, labels, ws) }); n != 0 {
 			t.Errorf("%s: Gradient and Evaluate allocate %v times", name, n)
 		}
 	}
