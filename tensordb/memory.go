@@ -25,7 +25,8 @@ const (
 // 45 MB costs more in page faults than summing it. Large ones are mapped apart
 // from Go's heap: the garbage collector neither scans nor waits for them.
 type memory struct {
-	limit int64 // bytes; 0: none
+	limit  int64         // bytes; 0: none
+	mapped atomic.Uint64 // buffers
 
 	mu         sync.Mutex
 	live, free int64
@@ -67,7 +68,7 @@ func (m *memory) alloc(n int) (*blob, error) {
 	m.mu.Unlock()
 	if buf == nil {
 		var err error
-		if buf, err = newBuffer(class); err != nil {
+		if buf, err = m.newBuffer(class); err != nil {
 			m.mu.Lock()
 			m.live -= cost
 			m.mu.Unlock()
@@ -172,9 +173,9 @@ func (m *memory) close() {
 // mappedMin is the smallest buffer that is mapped.
 const mappedMin = 64 << 10
 
-func newBuffer(n int) ([]byte, error) {
+func (m *memory) newBuffer(n int) ([]byte, error) {
 	if n >= mappedMin {
-		return mapBuffer(n)
+		return mapBuffer(n, m.mapped.Add(1))
 	}
 	return make([]byte, n), nil
 }

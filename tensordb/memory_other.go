@@ -2,6 +2,6 @@
 
 package tensordb
 
-func mapBuffer(n int) ([]byte, error) { return make([]byte, n), nil }
+func mapBuffer(n int, _ uint64) ([]byte, error) { return make([]byte, n), nil }
 
 func unmapBuffer([]byte) {}
