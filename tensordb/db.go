@@ -314,6 +314,12 @@ func (db *DB) Range(key string, start, count int) (*Ref, error) {
 
 // Rows appends rows of key, along its first dimension, to dst.
 func (db *DB) Rows(dst []byte, key string, rows []int) ([]byte, error) {
+	return db.rows(dst, key, rows, nil)
+}
+
+// rows is Rows where check, if not nil, may refuse the tensor before memory is
+// taken for its rows of size bytes.
+func (db *DB) rows(dst []byte, key string, rows []int, check func(m *Meta, size int) error) ([]byte, error) {
 	size, at := 0, len(dst)
 	err := db.space.Run(&Task{
 		Reads: []string{key},
@@ -321,6 +327,11 @@ func (db *DB) Rows(dst []byte, key string, rows []int) ([]byte, error) {
 			var err error
 			if size, err = rowSize(key, *reads[0]); err != nil {
 				return Plan{}, err
+			}
+			if check != nil {
+				if err := check(reads[0], size); err != nil {
+					return Plan{}, err
+				}
 			}
 			for i, row := range rows {
 				if row < 0 || row >= reads[0].Shape[0] {

@@ -112,6 +112,13 @@ func runAISet(c *Call) error {
 			if i != len(words)-1 {
 				return errAIBlob
 			}
+			size, err := c.Payload.Size()
+			if err != nil {
+				return err
+			}
+			if size != s.bytes {
+				return errAILength
+			}
 			return c.aiPut(key, s, c.aiBlob)
 		case "VALUES":
 			if len(words)-i != s.elements() {
@@ -119,6 +126,9 @@ func runAISet(c *Call) error {
 			}
 			return c.aiPut(key, s, func(s *aiShape, data []byte) error {
 				last, err := c.lastWord()
+				if errors.Is(err, errAIShape) { // too long for a number
+					return errAIValue
+				}
 				if err != nil {
 					return err
 				}
@@ -182,13 +192,6 @@ func (c *Call) aiPut(key string, s *aiShape, fill func(s *aiShape, data []byte) 
 }
 
 func (c *Call) aiBlob(s *aiShape, data []byte) error {
-	size, err := c.Payload.Size()
-	if err != nil {
-		return err
-	}
-	if size != s.bytes {
-		return errAILength
-	}
 	if err := c.Payload.Read(data, nil); err != nil {
 		return err
 	}
@@ -253,7 +256,7 @@ func aiFloat(text string) (float64, bool) {
 		return 0, false
 	}
 	mantissa, _, _ := strings.Cut(lower, map[bool]string{true: "p", false: "e"}[hex])
-	if x == 0 && strings.ContainsAny(strings.TrimPrefix(strings.TrimLeft(mantissa, "+-"), "0x"), "123456789abcdf") {
+	if x == 0 && strings.ContainsAny(strings.TrimPrefix(strings.TrimLeft(mantissa, "+-"), "0x"), "123456789abcdef") {
 		return 0, false // it is too small
 	}
 	return x, true

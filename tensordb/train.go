@@ -35,6 +35,7 @@ const (
 	maxModel        = 1 << 20 // bytes of a definition
 	maxModels       = 4       // that are kept ready
 	maxReady        = 2       // minibatches of each that are kept ready
+	maxMinibatch    = 4 << 30 // bytes of one, also where the database has no limit
 )
 
 // engine keeps models ready, and memory to compute with.
@@ -149,6 +150,9 @@ func (db *DB) borrow(key string, n int) (*nn.Model, *nn.Minibatch, error) {
 	if n == 0 {
 		return r.model, nil, nil
 	}
+	if size := sizeOf(r.model, n); size > maxMinibatch {
+		return nil, nil, fmt.Errorf("%w: a minibatch of %d samples of model %q takes %d bytes, at most %d are allowed: take fewer rows", ErrOutOfRange, n, key, size, int64(maxMinibatch))
+	}
 	b := r.model.NewMinibatch()
 	if len(r.ready) > 0 {
 		b = r.ready[len(r.ready)-1]
@@ -213,22 +217,13 @@ func (db *DB) parameters(key string, m *nn.Model) (*Ref, error) {
 	return ref, nil
 }
 
-// load has samples in b.
-func (db *DB) load(s Samples, rows []int, b *nn.Minibatch) error {
-	for _, key := range []string{s.Images, s.Labels} {
-		m, err := db.Stat(key)
-		if err != nil {
-			return err
-		}
-		if m.DType != tensor.Uint8 {
-			return fmt.Errorf("%w: %q is %v, not uint8", ErrWrongType, key, m.DType)
-		}
-	}
-	images, err := db.Rows(nil, s.Images, rows)
+// load has samples of a model in b.
+func (db *DB) load(s Samples, rows []int, m *nn.Model, b *nn.Minibatch) error {
+	images, err := db.bytesOf(s.Images, rows, m.InputLen())
 	if err != nil {
 		return err
 	}
-	labels, err := db.Rows(nil, s.Labels, rows)
+	labels, err := db.bytesOf(s.Labels, rows, 1)
 	if err != nil {
 		return err
 	}
@@ -236,6 +231,17 @@ func (db *DB) load(s Samples, rows []int, b *nn.Minibatch) error {
 		return fmt.Errorf("%w: images %q and labels %q: %w", ErrWrongType, s.Images, s.Labels, err)
 	}
 	return nil
+}
+
+// bytesOf returns rows of a uint8 tensor that have so many bytes each: no
+// memory is taken for others, which may be of any size.
+func (db *DB) bytesOf(key string, rows []int, want int) ([]byte, error) {
+	return db.rows(nil, key, rows, func(m *Meta, size int) error {
+		if m.DType != tensor.Uint8 || size != want {
+			return fmt.Errorf("%w: %q is %v %v, want uint8 with %d bytes a row", ErrWrongType, key, m.DType, m.Shape, want)
+		}
+		return nil
+	})
 }
 
 func (s *Samples) check(limit int) error {
@@ -253,7 +259,7 @@ func (s *Samples) check(limit int) error {
 // Release it.
 func (db *DB) compute(s Samples, m *nn.Model, b *nn.Minibatch, ref *Ref) (*blob, nn.Score, error) {
 	b.Normalise(s.Scale, s.Offset)
-	if err := db.load(s, s.Rows, b); err != nil {
+	if err := db.load(s, s.Rows, m, b); err != nil {
 		return nil, nn.Score{}, err
 	}
 	g, err := db.mem.alloc(4 * m.NumParams())
@@ -335,7 +341,7 @@ func (db *DB) Evaluate(s Samples) (score nn.Score, err error) {
 	}
 	defer ref.Release()
 	b.Normalise(s.Scale, s.Offset)
-	score, err = b.Evaluate(floats(ref.data), s.Rows, func(rows []int) error { return db.load(s, rows, b) })
+	score, err = b.Evaluate(floats(ref.data), s.Rows, func(rows []int) error { return db.load(s, rows, m, b) })
 	if errors.Is(err, nn.ErrNotFinite) {
 		err = fmt.Errorf("%w: %w", ErrNotFinite, err)
 	}
