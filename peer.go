@@ -260,7 +260,11 @@ func (p *peer) databaseMemory() int64 {
 	if p.own != nil {
 		samples += int64(len(p.own.Images) + len(p.own.Labels))
 	}
-	return 2*(samples+vectors*model) + 64<<20
+	limit := 2*(samples+vectors*model) + 64<<20
+	if f := p.job.Functions; f.Kind == functionsDatabase { // it computes: a minibatch and its gradient in each slot
+		limit += int64(f.Concurrency) * (p.model.MinibatchSize(max(p.job.BatchSize, nn.Chunk)) + model)
+	}
+	return limit
 }
 
 // openFunctions starts the platform that runs this peer's gradient function, or

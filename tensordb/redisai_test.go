@@ -69,6 +69,8 @@ func TestRedisAIReplies(t *testing.T) {
 		{set("k", "FLOAT", "1", "VALUES", "nan"), "-ERR invalid value\r\n"},
 		{set("k", "DOUBLE", "1", "VALUES", "1e-400"), "-ERR invalid value\r\n"},
 		{set("k", "DOUBLE", "1", "VALUES", "1_0"), "-ERR invalid value\r\n"},
+		{set("k", "DOUBLE", "1", "VALUES", "0xep-2000"), "-ERR invalid value\r\n"},
+		{set("k", "INT8", "1", "VALUES", strings.Repeat("1", maxArg+1)), "-ERR invalid value\r\n"},
 		{set("k", "INT8", "1", "VALUES", "-1"), "-ERR invalid value\r\n"},
 		{set("k", "INT8", "1", "VALUES", "128"), "-ERR invalid value\r\n"},
 		{set("k", "INT8", "1", "VALUES", "01"), "-ERR invalid value\r\n"},
@@ -83,6 +85,22 @@ func TestRedisAIReplies(t *testing.T) {
 	}
 	if got := exchange(t, wire("HELLO", "3"), set("k", "DOUBLE", "1", "VALUES", "0.1"), get("k", "VALUES")); !strings.HasSuffix(got, "*1\r\n,0.10000000000000001\r\n") {
 		t.Errorf("in RESP3: %q", got)
+	}
+}
+
+// A large shape alone takes no memory: its blob is not there.
+func TestRedisAIShapeTakesNothing(t *testing.T) {
+	db := open(t, Config{MaxMemory: 1 << 20})
+	_, set := FindCommand([]byte("AI.TENSORSET"))
+	for _, dims := range []string{"1000000", "100000000", "9223372036854775807"} {
+		args := [][]byte{[]byte("k"), []byte("FLOAT"), []byte(dims), []byte("BLOB")}
+		err := set.Run(&Call{DB: db, Args: args, Payload: word("abcd"), Reply: &conn{version: 2}})
+		if err == nil || strings.Contains(err.Error(), "OOM") {
+			t.Errorf("%s: %v", dims, err)
+		}
+	}
+	if s := db.Stats(); s.Keys != 0 || s.MemoryUsed+s.MemoryFree != 0 {
+		t.Errorf("%+v", s)
 	}
 }
 

@@ -3,6 +3,7 @@ package tensordb
 import (
 	"fmt"
 	"math/rand/v2"
+	"runtime"
 	"strings"
 	"testing"
 
@@ -181,6 +182,52 @@ func TestTrainRefuses(t *testing.T) {
 			if _, err := db.SetModel("m", spec); err == nil {
 				t.Errorf("the model %q is accepted", text)
 			}
+		}
+	}
+}
+
+// What a few words ask for takes no memory where it cannot be right, whatever
+// the limit.
+func TestTrainBoundsMemory(t *testing.T) {
+	db, s := trainable(t, Config{})
+	const wide = 8 << 20
+	if _, err := db.Set("wide", tensor.Tensor{DType: tensor.Uint8, Shape: []int{1, wide}, Data: make([]byte, wide)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Accumulator("acc", 7850, 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	big := nn.Spec{Name: "big", Input: []int{1, 1024, 1024}, Classes: 2, Layers: []nn.LayerSpec{{Kind: nn.Flatten}, {Kind: nn.Linear, Out: 2}}}
+	params, err := db.SetModel("big", big)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := db.Accumulator("bigacc", params, 1, 1); err != nil {
+		t.Fatal(err)
+	}
+	s.Rows = make([]int, maxTrainRows)
+	for name, c := range map[string]struct {
+		change func(*Samples)
+		acc    string
+		err    error
+	}{
+		"wide images": {func(s *Samples) { s.Images = "wide" }, "acc", ErrWrongType},
+		"wide labels": {func(s *Samples) { s.Labels = "wide" }, "acc", ErrWrongType},
+		"large model": {func(s *Samples) { s.Model = "big" }, "bigacc", ErrOutOfRange},
+	} {
+		s := s
+		c.change(&s)
+		var before, after runtime.MemStats
+		runtime.ReadMemStats(&before)
+		_, _, err := db.Gradient(s, c.acc, 0)
+		runtime.ReadMemStats(&after)
+		if err == nil {
+			t.Errorf("%s: no error", name)
+			continue
+		}
+		wantError(t, err, c.err)
+		if taken := after.TotalAlloc - before.TotalAlloc; taken > 128<<20 {
+			t.Errorf("%s: %d bytes were taken", name, taken)
 		}
 	}
 }
