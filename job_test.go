@@ -100,6 +100,7 @@ func TestResolveRefuses(t *testing.T) {
 		{func(j *Job) { j.ValidateEvery = -1 }, []string{"validate_every: -1", "1 or more"}},
 		{func(j *Job) { j.CheckpointEvery = -1 }, []string{"checkpoint_every: -1", "1 to 1048576"}},
 		{func(j *Job) { j.PauseAfter = 149 }, []string{"pause_after: 149", "at least three checkpoints, 150 rounds"}},
+		{func(j *Job) { j.Functions.Kind = "elsewhere" }, []string{"functions.kind: \"elsewhere\"", "processes or database"}},
 		{func(j *Job) { j.Functions.Concurrency = -1 }, []string{"functions.concurrency: -1", "1 to 1024"}},
 		{func(j *Job) { j.Functions.Concurrency = 1025 }, []string{"functions.concurrency: 1025", "1 to 1024"}},
 		{func(j *Job) { j.Functions.MemoryMB = 31 }, []string{"functions.memory_mb: 31", "32 to 10240"}},
