@@ -5,6 +5,7 @@ package tensordb_test
 import (
 	"bytes"
 	"context"
+	"fmt"
 	"io"
 	"os"
 	"os/exec"
@@ -129,6 +130,8 @@ func TestEffects(t *testing.T) {
 		{"TENSOR.COPY", "r", "q"}, {"TENSOR.RENAME", "moved", "r"}, {"TENSOR.STEP", "moved", 9},
 		{"TENSOR.AVERAGE", "kept", "acc"}, {"TENSOR.KIND", "kept", "PARAMETER"},
 		{"TENSOR.AVERAGE", "other", "acc"}, {"TENSOR.RENAME", "another", "other"},
+		{"TENSOR.AVERAGE", "lives", "acc"}, {"PEXPIRE", "lives", 3_600_000}, {"TENSOR.KIND", "lives", "PARAMETER"},
+		{"TENSOR.COPY", "was", "p"}, {"TENSOR.AVERAGE", "was", "acc"}, {"TENSOR.COPY", "made", "p"}, {"TENSOR.KIND", "made", "GRADIENT"},
 		{"TENSOR.SET", "gone", "uint8", 1, 1, "x"}, {"TENSOR.DEL", "gone"}, {"PEXPIRE", "q", 3_600_000},
 	} {
 		master.Do(command...)
@@ -142,7 +145,7 @@ func TestEffects(t *testing.T) {
 	}
 	master.Do("EVAL", "return redis.call('TENSOR.SCALE', KEYS[1], 7, KEYS[2])", 2, "u", "q")
 	caughtUp(t, master, replica)
-	kept, gradients := []string{"p", "q", "s", "moved", "kept", "t", "u"}, []string{"g", "another"}
+	kept, gradients := []string{"p", "q", "s", "moved", "kept", "t", "u", "lives"}, []string{"g", "another", "was", "made"}
 	sameDigest(t, master, replica, kept)
 	for _, key := range gradients {
 		if n := replica.Do("EXISTS", key).Int; n != 0 {
@@ -169,8 +172,10 @@ func TestEffects(t *testing.T) {
 		if step := master.Do("TENSOR.META", "moved").Elems[7].Int; step != 9 {
 			t.Errorf("from %s the step is %d", again, step)
 		}
-		if ttl := master.Do("TTL", "q").Int; ttl < 3500 || ttl > 3600 {
-			t.Errorf("from %s q lives for %d s", again, ttl)
+		for _, key := range []string{"q", "lives"} {
+			if ttl := master.Do("TTL", key).Int; ttl < 3500 || ttl > 3600 {
+				t.Errorf("from %s %s lives for %d s", again, key, ttl)
+			}
 		}
 		if r := master.Do("TENSOR.UPDATE", "p", "s", "kept", "STEP", 1, "SGD", "LR", "0.5", "MOMENTUM", "0.9"); r.Int != 0 {
 			t.Errorf("from %s step 1 is taken again", again)
@@ -179,5 +184,85 @@ func TestEffects(t *testing.T) {
 		for field(master, "aof_rewrite_in_progress")+field(master, "aof_rewrite_scheduled") > 0 {
 			time.Sleep(10 * time.Millisecond) // Redis tells nobody
 		}
+	}
+}
+
+// busy has the server begin n means, of which some are under way when it
+// returns. end waits for the answers.
+func busy(t *testing.T, s *redistest.Server, n int) (end func() []error) {
+	t.Helper()
+	args := []any{"TENSOR.MEAN", "mean"}
+	data := float32s(1_000_000, func(i int) float32 { return float32(i) })
+	for i := range 16 {
+		key := fmt.Sprint("x", i)
+		s.Do("TENSOR.SET", key, "float32", 1, len(data)/4, data)
+		args = append(args, key)
+	}
+	answers := make(chan error, n)
+	for i := range n {
+		conn, a := s.Dial(), slices.Clone(args)
+		a[1] = fmt.Sprint("mean", i)
+		go func() {
+			_, err := conn.Do(context.Background(), a...)
+			answers <- err
+		}()
+	}
+	conn := s.Dial()
+	for {
+		r, err := conn.Do(context.Background(), "INFO", "spirt_tensors")
+		if err != nil {
+			t.Fatal(err)
+		}
+		if len(answers) == n {
+			t.Fatal("the server is too fast for this test")
+		}
+		if !strings.Contains(string(r.Bytes), "spirt_queued:0\r") {
+			break
+		}
+	}
+	return func() []error {
+		list := make([]error, n)
+		for i := range list {
+			list[i] = <-answers
+		}
+		return list
+	}
+}
+
+// While clients are paused, as before a failover, nothing may change; Redis
+// ends where a module passes on a write then. What was begun goes on after.
+func TestPaused(t *testing.T) {
+	s := redistest.WithModule(t, "--appendonly", "yes", "--appendfsync", "no")
+	end := busy(t, s, 12)
+	s.Do("CLIENT", "PAUSE", 500, "WRITE")
+	size := s.Do("DBSIZE").Int
+	for range 20 {
+		if now := s.Do("DBSIZE").Int; now != size {
+			t.Errorf("%d keys became %d in a pause", size, now)
+		}
+	}
+	for _, err := range end() {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	if size := s.Do("DBSIZE").Int; size != 16+12 {
+		t.Errorf("%d keys after the pause", size)
+	}
+}
+
+// A server that becomes a replica changes nothing of itself from then on.
+func TestDemoted(t *testing.T) {
+	s := redistest.WithModule(t)
+	end := busy(t, s, 12)
+	s.Do("REPLICAOF", "127.0.0.1", 1)
+	size := s.Do("DBSIZE").Int
+	end()                     // Redis answers that its clients do not wait any more
+	s.Do("TENSOR.HASH", "x0") // comes after all of them
+	if now := s.Do("DBSIZE").Int; now != size {
+		t.Errorf("%d keys became %d on a replica", size, now)
+	}
+	if strings.Contains(s.Log(), "failed badly") {
+		t.Error(s.Log())
 	}
 }

@@ -18,9 +18,14 @@ typedef int (*spirt_handler)(RedisModuleCtx *, RedisModuleString **, int);
 enum { spirt_ok = 0, spirt_err = 1 };
 enum { spirt_read = 1, spirt_write = 2 };
 enum { spirt_type_empty = 0, spirt_type_string = 1 };
+enum { spirt_may = 0, spirt_paused = 1, spirt_replica = 2 };
+enum { spirt_pass_nothing = 0, spirt_pass_header = 1, spirt_pass_all = 2, spirt_pass_removal = 3 };
+enum { spirt_header_len = 119, spirt_header_flags = 6, spirt_header_gradient = 1 }; // see FORMAT.md
 enum {
 	spirt_flag_lua = 1 << 0,
 	spirt_flag_multi = 1 << 1,
+	spirt_flag_replica = 1 << 3,
+	spirt_flag_read_only = 1 << 4,
 	spirt_flag_loading = 1 << 13,
 	spirt_flag_deny_blocking = 1 << 21,
 	spirt_flag_resp3 = 1 << 22,
@@ -47,9 +52,10 @@ typedef struct {
 // What follows needs the server's lock, but for what says that it does not.
 void spirt_lock(void);   // not where this thread has it, as in a command of the main thread
 void spirt_unlock(int yield);
+int spirt_may_write(void); // one of those below
 void spirt_open(const char *names, const size_t *lens, int n, spirt_view *out);
 int spirt_put(const char *name, size_t len, RedisModuleString *value, int replicate);
-int spirt_header(const char *name, size_t len, const char *header, size_t header_len, int whole);
+int spirt_header(const char *name, size_t len, const char *header, size_t header_len, int pass);
 int spirt_delete(const char *name, size_t len);
 int spirt_rename(const char *to, size_t to_len, const char *from, size_t from_len, int replicate);
 int spirt_expire(const char *name, size_t len, long long at);
@@ -69,8 +75,8 @@ int spirt_database(RedisModuleCtx *ctx);
 RedisModuleString *spirt_hold(RedisModuleCtx *ctx, RedisModuleString *s);
 RedisModuleBlockedClient *spirt_block(RedisModuleCtx *ctx);
 
-// A reply: on the context of a command, or on one of a blocked client, without
-// the lock.
+// A reply: on the context of a command, or on one of a blocked client, which is
+// made while that client is known to be there, and used without the lock.
 RedisModuleCtx *spirt_reply_begin(RedisModuleBlockedClient *b);
 void spirt_reply_end(RedisModuleBlockedClient *b, RedisModuleCtx *ctx);
 void spirt_reply_simple(RedisModuleCtx *ctx, const char *s);

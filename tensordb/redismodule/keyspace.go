@@ -15,6 +15,7 @@ import (
 	"time"
 	"unsafe"
 
+	"github.com/spirt-ml/spirt/resp"
 	"github.com/spirt-ml/spirt/tensordb"
 )
 
@@ -61,6 +62,27 @@ func (k *keyspace) lock() {
 	runtime.LockOSThread()
 	C.spirt_lock()
 }
+
+// lockToWrite takes the lock when the server takes writes: not while its clients
+// are paused. Its error is that the server has become a replica; then the lock
+// is not taken.
+func (k *keyspace) lockToWrite() error {
+	for {
+		k.lock()
+		switch C.spirt_may_write() {
+		case C.spirt_may:
+			return nil
+		case C.spirt_replica:
+			k.unlock()
+			return &resp.Error{Code: "READONLY", Message: "the server has become a read-only replica"}
+		}
+		k.unlock()
+		time.Sleep(pauseCheck) // the server tells nobody when the pause is over
+	}
+}
+
+// pauseCheck is how often a paused server is looked at.
+const pauseCheck = 5 * time.Millisecond
 
 func (k *keyspace) unlock() { k.unlockYield(0) }
 
@@ -396,7 +418,10 @@ func (o *output) put(key string, meta tensordb.Meta) uint64 {
 func (k *keyspace) Alloc(n int) (tensordb.Buffer, error) { return k.alloc(n), nil }
 
 func (k *keyspace) Put(key string, meta tensordb.Meta, b tensordb.Buffer) (uint64, error) {
-	k.lock()
+	if err := k.lockToWrite(); err != nil {
+		b.Release()
+		return 0, err
+	}
 	version := b.(*output).put(key, meta)
 	k.unlock()
 	k.changed(key)
@@ -474,7 +499,7 @@ func (k *keyspace) try(t *tensordb.Task, whole bool) (done bool, err error) {
 			if m == nil && b == nil {
 				continue
 			}
-			if m == nil || b == nil || len(b) < tensordb.HeaderLen || tensordb.HeaderVersion(b) != m.Version {
+			if m == nil || b == nil || len(b) != tensordb.HeaderLen+m.Len()*m.DType.Size() || tensordb.HeaderVersion(b) != m.Version {
 				return false
 			}
 		}
@@ -507,8 +532,15 @@ func (k *keyspace) try(t *tensordb.Task, whole bool) (done bool, err error) {
 	if len(plan.Writes) == 0 {
 		return true, nil
 	}
-	again()
-	if t.Guarded && !whole && !current() {
+	if locked {
+		k.unlock()
+		locked = false
+	}
+	if err := k.lockToWrite(); err != nil {
+		return false, err
+	}
+	locked = true
+	if t.Guarded && !current() {
 		return false, nil
 	}
 	t.Versions = t.Versions[:0]
@@ -528,7 +560,9 @@ const chunkUnit = 16384
 
 func (k *keyspace) Edit(key string, edit func(*tensordb.Meta)) error {
 	n := namesOf([]string{key})
-	k.lock()
+	if err := k.lockToWrite(); err != nil {
+		return err
+	}
 	defer k.unlock()
 	n.open()
 	metas, err := n.metas(k, []string{key})
@@ -543,15 +577,17 @@ func (k *keyspace) Edit(key string, edit func(*tensordb.Meta)) error {
 	m.Version = k.last.Add(1)
 	header := make([]byte, tensordb.HeaderLen)
 	tensordb.EncodeHeader(header, m)
-	replicate := C.int(1) // the header alone
+	pass := C.int(C.spirt_pass_header)
 	switch {
+	case m.Gradient && metas[0].Gradient:
+		pass = C.spirt_pass_nothing
 	case m.Gradient:
-		replicate = 0
+		pass = C.spirt_pass_removal
 	case metas[0].Gradient:
-		replicate = 2 // all: a replica does not have it
+		pass = C.spirt_pass_all // a replica does not have it
 	}
 	k.forget(key) // a string that somebody else has too is copied before it is changed
-	C.spirt_header((*C.char)(unsafe.Pointer(&n.text[0])), n.lens[0], (*C.char)(unsafe.Pointer(&header[0])), C.size_t(len(header)), replicate)
+	C.spirt_header((*C.char)(unsafe.Pointer(&n.text[0])), n.lens[0], (*C.char)(unsafe.Pointer(&header[0])), C.size_t(len(header)), pass)
 	k.changed(key)
 	return nil
 }
@@ -569,7 +605,9 @@ func (k *keyspace) Copy(dst, src string) error {
 
 func (k *keyspace) Rename(dst, src string) error {
 	from, to := namesOf([]string{src}), namesOf([]string{dst})
-	k.lock()
+	if err := k.lockToWrite(); err != nil {
+		return err
+	}
 	defer k.unlock()
 	from.open()
 	metas, err := from.metas(k, []string{src})
@@ -602,7 +640,9 @@ func (k *keyspace) Rename(dst, src string) error {
 // Delete removes tensors; a key that is anything else stays.
 func (k *keyspace) Delete(keys ...string) int {
 	found := 0
-	k.lock()
+	if k.lockToWrite() != nil {
+		return 0
+	}
 	for _, key := range keys {
 		n := namesOf([]string{key})
 		n.open()
@@ -649,7 +689,9 @@ func (k *keyspace) Expire(key string, at time.Time) bool {
 	if !at.IsZero() {
 		ms = C.longlong(at.UnixMilli())
 	}
-	k.lock()
+	if k.lockToWrite() != nil {
+		return false
+	}
 	defer k.unlock()
 	return C.spirt_expire((*C.char)(unsafe.Pointer(&n.text[0])), n.lens[0], ms) != 0
 }

@@ -59,6 +59,7 @@ type call struct {
 	args    [][]byte
 	payload *payload // nil: none
 	client  *C.RedisModuleBlockedClient
+	ctx     *C.RedisModuleCtx // to reply to client
 	resp3   bool
 	done    chan struct{}
 }
@@ -210,6 +211,7 @@ func (m *module) command(ctx *C.RedisModuleCtx, argv []*C.RedisModuleString) err
 		m.space.release(c.payload)
 		return &resp.Error{Code: "ERR", Message: "the server lets no command wait here"}
 	}
+	c.ctx = C.spirt_reply_begin(c.client)
 	if cmd.Waits {
 		return m.startWait(c)
 	}
@@ -290,19 +292,17 @@ func (m *module) work() {
 // finish carries a command out and answers the client that waits for it.
 // before, if not nil, is called before the client goes on.
 func (c *call) finish(db *tensordb.DB, before func()) {
-	ctx := C.spirt_reply_begin(c.client)
-	c.run(db, ctx)
+	c.run(db, c.ctx)
 	if before != nil {
 		before()
 	}
-	C.spirt_reply_end(c.client, ctx)
+	C.spirt_reply_end(c.client, c.ctx)
 }
 
 // refuse answers the client that waits with an error.
 func (c *call) refuse(code, text string) {
-	ctx := C.spirt_reply_begin(c.client)
-	replyError(ctx, code, text)
-	C.spirt_reply_end(c.client, ctx)
+	replyError(c.ctx, code, text)
+	C.spirt_reply_end(c.client, c.ctx)
 }
 
 // run carries a command out and replies on ctx.

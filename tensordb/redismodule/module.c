@@ -38,6 +38,7 @@ static struct {
 	const char *(*CallReplyStringPtr)(RedisModuleCallReply *, size_t *);
 	int (*SignalModifiedKey)(RedisModuleCtx *, RedisModuleString *);
 	int (*GetContextFlags)(RedisModuleCtx *);
+	int (*AvoidReplicaTraffic)(void);
 	int (*GetSelectedDb)(RedisModuleCtx *);
 	RedisModuleBlockedClient *(*BlockClient)(RedisModuleCtx *, spirt_handler, spirt_handler, void (*)(RedisModuleCtx *, void *), long long);
 	int (*UnblockClient)(RedisModuleBlockedClient *, void *);
@@ -103,6 +104,14 @@ static void flushed(RedisModuleCtx *ctx, spirt_event event, uint64_t sub, void *
 		spirtFlushed();
 }
 
+// So it is before this server takes over all that its new master has.
+static void demoted(RedisModuleCtx *ctx, spirt_event event, uint64_t sub, void *data)
+{
+	(void)ctx, (void)event, (void)data;
+	if (sub == 1) // a replica now
+		spirtFlushed();
+}
+
 // No lock and no Go here: a server that crashes calls it too.
 static void info(RedisModuleInfoCtx *ctx, int for_crash_report)
 {
@@ -126,7 +135,7 @@ int RedisModule_OnLoad(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
 	GET(SetAbsExpire), GET(GetAbsExpire), GET(Replicate), GET(Call), GET(FreeCallReply), GET(CallReplyType), GET(CallReplyLength);
 	GET(CallReplyArrayElement), GET(CallReplyStringPtr), GET(SignalModifiedKey), GET(GetContextFlags), GET(GetSelectedDb);
 	GET(BlockClient), GET(UnblockClient), GET(SetDisconnectCallback), GET(SubscribeToKeyspaceEvents), GET(RegisterInfoFunc);
-	GET(SubscribeToServerEvent), GET(GetServerVersion);
+	GET(SubscribeToServerEvent), GET(GetServerVersion), GET(AvoidReplicaTraffic);
 	GET(InfoAddSection), GET(InfoAddFieldULongLong), GET(ReplyWithSimpleString), GET(ReplyWithError), GET(ReplyWithLongLong);
 	GET(ReplyWithDouble), GET(ReplyWithStringBuffer), GET(ReplyWithNull), GET(ReplyWithArray), GET(ReplyWithMap), GET(Log);
 #undef GET
@@ -142,6 +151,7 @@ int RedisModule_OnLoad(RedisModuleCtx *ctx, RedisModuleString **argv, int argc)
 	detached = rm.GetDetachedThreadSafeContext(ctx);
 	rm.SubscribeToKeyspaceEvents(ctx, spirt_notify_generic | spirt_notify_string | spirt_notify_expired | spirt_notify_evicted, changed);
 	rm.SubscribeToServerEvent(ctx, (spirt_event){2, 1}, flushed);
+	rm.SubscribeToServerEvent(ctx, (spirt_event){0, 1}, demoted);
 	rm.RegisterInfoFunc(ctx, info);
 	current = ctx;
 	depth++;
@@ -176,6 +186,19 @@ void spirt_unlock(int yield)
 		usleep(30);
 }
 
+// The server itself stops commands that write, but not what was begun before.
+// While its clients are paused, as in a failover, it ends rather than pass on a
+// write.
+int spirt_may_write(void)
+{
+	if (current)
+		return spirt_may;
+	if (rm.AvoidReplicaTraffic())
+		return spirt_paused;
+	int replica = spirt_flag_replica | spirt_flag_read_only;
+	return (rm.GetContextFlags(detached) & replica) == replica ? spirt_replica : spirt_may;
+}
+
 static RedisModuleKey *open_key(const char *name, size_t len, int mode, RedisModuleString **k)
 {
 	*k = rm.CreateString(NULL, name, len);
@@ -204,21 +227,34 @@ void spirt_open(const char *names, const size_t *lens, int n, spirt_view *out)
 	}
 }
 
+// What was passed on before and is so no more is removed there.
+static int passed_on(RedisModuleKey *key)
+{
+	if (rm.KeyType(key) != spirt_type_string)
+		return rm.KeyType(key) != spirt_type_empty;
+	size_t len;
+	const char *p = rm.StringDMA(key, &len, spirt_read);
+	return len < spirt_header_len || !(p[spirt_header_flags] & spirt_header_gradient);
+}
+
 int spirt_put(const char *name, size_t len, RedisModuleString *value, int replicate)
 {
 	RedisModuleString *k;
 	RedisModuleKey *key = open_key(name, len, spirt_read | spirt_write, &k);
+	int remove = !replicate && passed_on(key);
 	int result = rm.StringSet(key, value);
 	if (result == spirt_ok) {
 		if (replicate)
 			rm.Replicate(here(), "SET", "ss", k, value);
+		else if (remove)
+			rm.Replicate(here(), "DEL", "s", k);
 		rm.SignalModifiedKey(here(), k);
 	}
 	close_key(key, k);
 	return result;
 }
 
-int spirt_header(const char *name, size_t len, const char *header, size_t header_len, int whole)
+int spirt_header(const char *name, size_t len, const char *header, size_t header_len, int pass)
 {
 	RedisModuleString *k;
 	RedisModuleKey *key = open_key(name, len, spirt_read | spirt_write, &k);
@@ -229,10 +265,19 @@ int spirt_header(const char *name, size_t len, const char *header, size_t header
 		p = rm.StringDMA(key, &have, spirt_read | spirt_write);
 	if (p && have >= header_len) {
 		memcpy(p, header, header_len);
-		if (whole == 1)
+		long long at = rm.GetAbsExpire(key);
+		switch (pass) {
+		case spirt_pass_header:
 			rm.Replicate(here(), "SETRANGE", "scb", k, "0", header, header_len);
-		else if (whole == 2)
+			break;
+		case spirt_pass_all:
 			rm.Replicate(here(), "SET", "sb", k, p, have);
+			if (at >= 0)
+				rm.Replicate(here(), "PEXPIREAT", "sl", k, at);
+			break;
+		case spirt_pass_removal:
+			rm.Replicate(here(), "DEL", "s", k);
+		}
 		rm.SignalModifiedKey(here(), k);
 		result = spirt_ok;
 	}
