@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -72,6 +73,16 @@ func (h *host) do(args ...any) {
 		versions := map[string]bool{"TENSOR.SET": true, "TENSOR.GET": true, "TENSOR.RANGE": true, "TENSOR.WAIT": true, "TENSOR.META": true}[fmt.Sprint(args[0])]
 		h.show(reply, 1, versions)
 	}
+}
+
+// version returns that of a tensor.
+func (h *host) version(name string) int64 {
+	h.t.Helper()
+	r, err := h.conn.Do(context.Background(), "TENSOR.META", h.key(name))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	return r.Elems[5].Int
 }
 
 // show writes a reply. A number that may be a version, and is too large for
@@ -317,8 +328,12 @@ func conform(t *testing.T, conn *resp.Conn, prefix string) string {
 	h.do("TENSOR.HASH", "@p0")
 
 	note("expiry")
+	version := h.version("g0")
 	h.do("PEXPIRE", "@g0", 1)
-	h.do("TENSOR.WAIT", "@g0", 1, 0)
+	if r, err := conn.Do(context.Background(), "TENSOR.WAIT", h.key("g0"), strconv.FormatInt(version, 10), 10_000); err != nil || r.Kind != resp.Int || r.Int != 0 {
+		t.Fatalf("waiting for a tensor that expires: %+v, %v", r, err)
+	}
+	h.do("EXISTS", "@g0")
 	h.do("EXPIRE", "@g1", 1000)
 	h.do("TTL", "@g1")
 	h.do("PERSIST", "@g1")
