@@ -2,6 +2,7 @@ package spirt
 
 import (
 	"bytes"
+	"github.com/spirt-ml/spirt/events"
 	"log/slog"
 	"math"
 	"os"
@@ -108,7 +109,7 @@ func TestReportsAreBounded(t *testing.T) {
 	dir := t.TempDir()
 	p := &peer{n: 1, log: slog.New(slog.NewTextHandler(&log, nil))}
 	var err error
-	p.events, err = openEventLog(filepath.Join(dir, eventsFile))
+	p.events, err = events.OpenLog(filepath.Join(dir, eventsFile))
 	check(t, err)
 	defer p.events.Close()
 	conflict := round.Report{Kind: round.Conflict, Peer: 1, Text: "peer 2 signed two different messages"}

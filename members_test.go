@@ -3,6 +3,7 @@ package spirt
 import (
 	"bytes"
 	"crypto/ed25519"
+	"github.com/spirt-ml/spirt/events"
 	"os"
 	"path/filepath"
 	"slices"
@@ -268,13 +269,13 @@ func TestMembersAndChanges(t *testing.T) {
 		check(t, err)
 		check(t, a.grant(p, time.Now()))
 	}
-	log, err := openEventLog(filepath.Join(dir, eventsFile))
+	log, err := events.OpenLog(filepath.Join(dir, eventsFile))
 	check(t, err)
 	for _, e := range []Event{
 		{Event: "peer", Peer: 2, By: 1, State: "connected"}, {Event: "round", Peer: 1, Round: 7, Members: []int{1, 2}},
 		{Event: "peer", Peer: 2, By: 1, State: "lost"}, {Event: "peer", Peer: 9, By: 1, State: "lost"},
 	} {
-		check(t, log.emit(e))
+		check(t, log.Emit(e))
 	}
 	check(t, log.Close())
 	m, err := Members(dir)

@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"errors"
 	"fmt"
+	"github.com/spirt-ml/spirt/events"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -76,7 +77,7 @@ type peer struct {
 	data     *dataset.Dataset
 	own      *dataset.Dataset // what this peer trains on, nil where it is the job's
 	log      *slog.Logger
-	events   *eventLog
+	events   *events.Log
 	db       database
 	server   *tensordb.Server
 	store    *store
@@ -147,7 +148,7 @@ func openPeer(cfg PeerConfig) (_ *peer, err error) {
 			return nil, err
 		}
 	}
-	if p.events, err = openEventLog(filepath.Join(cfg.Run, eventsFile)); err != nil {
+	if p.events, err = events.OpenLog(filepath.Join(cfg.Run, eventsFile)); err != nil {
 		return nil, err
 	}
 	p.onClose(p.events.Close)
@@ -335,7 +336,7 @@ func (p *peer) emit(e Event) {
 	} else {
 		e.Peer = p.n
 	}
-	if err := p.events.emit(e); err != nil {
+	if err := p.events.Emit(e); err != nil {
 		p.log.Error("an event is lost", "event", e.Event, "err", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"github.com/spirt-ml/spirt/events"
 	"maps"
 	"os"
 	"path/filepath"
@@ -19,10 +20,10 @@ import (
 // eventsOf reads the events of a run.
 func eventsOf(t testing.TB, dir string) []Event {
 	t.Helper()
-	tail, err := openEventTail(filepath.Join(dir, eventsFile))
+	tail, err := events.OpenTail(filepath.Join(dir, eventsFile))
 	check(t, err)
 	defer tail.Close()
-	_, events, err := tail.next()
+	_, events, err := tail.Next()
 	check(t, err)
 	return events
 }
@@ -132,12 +133,12 @@ func runUntil(t *testing.T, cfg PeerConfig, last uint64) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
-	log, err := openEventLog(filepath.Join(cfg.Run, eventsFile)) // so that there is one to read
+	log, err := events.OpenLog(filepath.Join(cfg.Run, eventsFile)) // so that there is one to read
 	check(t, err)
 	check(t, log.Close())
 	ended := make(chan error, 1)
 	go func() { ended <- RunPeer(ctx, cfg) }()
-	tail, err := openEventTail(filepath.Join(cfg.Run, eventsFile))
+	tail, err := events.OpenTail(filepath.Join(cfg.Run, eventsFile))
 	check(t, err)
 	defer tail.Close()
 	tick := time.NewTicker(2 * time.Millisecond)
@@ -150,7 +151,7 @@ func runUntil(t *testing.T, cfg PeerConfig, last uint64) {
 			}
 			return
 		case <-tick.C:
-			_, events, err := tail.next()
+			_, events, err := tail.Next()
 			check(t, err)
 			for _, e := range events {
 				if e.Event == "round" && e.Round >= last {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"github.com/spirt-ml/spirt/events"
 	"io"
 	"os"
 	"os/exec"
@@ -94,11 +95,11 @@ func Train(ctx context.Context, job Job, cfg TrainConfig) (Event, error) {
 		}
 	}
 	r := &run{dir: cfg.Dir, job: job, data: data, started: time.Now(), onEvent: cfg.OnEvent, peers: make([]child, job.Peers)}
-	if r.log, err = openEventLog(filepath.Join(cfg.Dir, eventsFile)); err != nil {
+	if r.log, err = events.OpenLog(filepath.Join(cfg.Dir, eventsFile)); err != nil {
 		return Event{}, err
 	}
 	defer r.log.Close()
-	if r.tail, err = openEventTail(filepath.Join(cfg.Dir, eventsFile)); err != nil {
+	if r.tail, err = events.OpenTail(filepath.Join(cfg.Dir, eventsFile)); err != nil {
 		return Event{}, err
 	}
 	defer r.tail.Close()
@@ -160,8 +161,8 @@ type run struct {
 	data    *dataset.Dataset
 	started time.Time
 	onEvent func(Event, []byte)
-	log     *eventLog
-	tail    *eventTail
+	log     *events.Log
+	tail    *events.Tail
 	peers   []child
 }
 
@@ -225,7 +226,7 @@ func (r *run) setState(i int, state, cause string) {
 	p := &r.peers[i]
 	p.state, p.cause = state, cause
 	// A full disk must not end the run: the peers go on without the event.
-	_ = r.log.emit(Event{Event: "peer", Peer: i + 1, State: state, PID: p.cmd.Process.Pid, Message: cause})
+	_ = r.log.Emit(Event{Event: "peer", Peer: i + 1, State: state, PID: p.cmd.Process.Pid, Message: cause})
 }
 
 // watch passes events on until all peers have ended, and reports whether ctx
@@ -263,7 +264,7 @@ func (r *run) watch(ctx context.Context, exits <-chan exit) (interrupted bool) {
 
 // drain passes on what has been appended to the event log.
 func (r *run) drain() {
-	lines, events, err := r.tail.next()
+	lines, events, err := r.tail.Next()
 	if err != nil {
 		return // the log is this process's own folder: it comes back or the run ends by itself
 	}
@@ -343,7 +344,7 @@ func (r *run) finish(interrupted bool) (Event, error) {
 	case done.Rounds < uint64(r.job.Rounds):
 		done.StopReason = "target"
 	}
-	err = errors.Join(err, r.log.emit(done), r.record(state, &done))
+	err = errors.Join(err, r.log.Emit(done), r.record(state, &done))
 	r.drain()
 	return done, err
 }
@@ -398,21 +399,8 @@ func lastLines(path, otherwise string) string {
 	return otherwise
 }
 
-// runRecord is run.json: what ran, on what, and how it ended.
-type runRecord struct {
-	State    string    `json:"state"` // running, done, failed or interrupted
-	Version  string    `json:"version"`
-	Go       string    `json:"go"`
-	Platform string    `json:"platform"`
-	CPUs     int       `json:"cpus"`
-	PID      int       `json:"pid"`
-	Started  time.Time `json:"started"`
-	Job      Job       `json:"job"`
-	Done     *Event    `json:"done,omitempty"`
-}
-
 func (r *run) record(state string, done *Event) error {
-	b, err := json.MarshalIndent(runRecord{
+	b, err := json.MarshalIndent(RunInfo{
 		State: state, Version: Version(), Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
 		CPUs: runtime.NumCPU(), PID: os.Getpid(), Started: r.started.UTC(), Job: r.job, Done: done,
 	}, "", "  ")

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/ed25519"
 	"errors"
+	"github.com/spirt-ml/spirt/events"
 	"os"
 	"path/filepath"
 	"slices"
@@ -66,7 +67,7 @@ func TestRunWithShares(t *testing.T) {
 	for _, p := range peers {
 		go func() { ended <- errors.Join(p.run(ctx), p.close()) }()
 	}
-	tail, err := openEventTail(filepath.Join(dir, eventsFile))
+	tail, err := events.OpenTail(filepath.Join(dir, eventsFile))
 	check(t, err)
 	defer tail.Close()
 	var events []Event
@@ -79,7 +80,7 @@ func TestRunWithShares(t *testing.T) {
 			default:
 			}
 			check(t, wait(t.Context(), 10*time.Millisecond))
-			_, more, err := tail.next()
+			_, more, err := tail.Next()
 			check(t, err)
 			events = append(events, more...)
 		}
@@ -114,7 +115,7 @@ func TestRunWithShares(t *testing.T) {
 			t.Errorf("a peer ended with %v", err)
 		}
 	}
-	_, more, err := tail.next()
+	_, more, err := tail.Next()
 	check(t, err)
 	events = append(events, more...)
 

@@ -1,6 +1,7 @@
 package spirt
 
 import (
+	"github.com/spirt-ml/spirt/events"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -42,15 +43,15 @@ func TestAbsoluteData(t *testing.T) {
 // What a function says of its failure may be long; a warning is not.
 func TestWarningIsBounded(t *testing.T) {
 	path := filepath.Join(t.TempDir(), eventsFile)
-	events, err := openEventLog(path)
+	log, err := events.OpenLog(path)
 	check(t, err)
-	defer events.Close()
-	p := &peer{n: 1, log: slog.New(slog.DiscardHandler), events: events}
+	defer log.Close()
+	p := &peer{n: 1, log: slog.New(slog.DiscardHandler), events: log}
 	p.warn("minibatch 1 is left out: %s", strings.Repeat("€", 100<<10))
-	tail, err := openEventTail(path)
+	tail, err := events.OpenTail(path)
 	check(t, err)
 	defer tail.Close()
-	lines, got, err := tail.next()
+	lines, got, err := tail.Next()
 	check(t, err)
 	if len(lines) != 1 || len(lines[0]) > 2*maxWarning || !strings.HasPrefix(got[0].Message, "minibatch 1 is left out: €") {
 		t.Errorf("%d lines, the first of %d bytes: %.100s", len(lines), len(lines[0]), lines[0])

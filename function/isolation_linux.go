@@ -353,9 +353,9 @@ func (c *cell) realUser(user, group int) {
 // restrict puts this thread, and what it starts, into a Landlock domain.
 func (c *cell) restrict() error {
 	abi, rights := c.s.abi, fsRights(c.s.abi)
-	attr := unix.LandlockRulesetAttr{Access_fs: rights, Scoped: c.s.scope}
+	attr := unix.LandlockRulesetAttr{Handled_access_fs: rights, Scoped: c.s.scope}
 	if abi >= 4 && !c.s.policy.Network {
-		attr.Access_net = unix.LANDLOCK_ACCESS_NET_BIND_TCP | unix.LANDLOCK_ACCESS_NET_CONNECT_TCP
+		attr.Handled_access_net = unix.LANDLOCK_ACCESS_NET_BIND_TCP | unix.LANDLOCK_ACCESS_NET_CONNECT_TCP
 	}
 	fd, _, errno := unix.Syscall(unix.SYS_LANDLOCK_CREATE_RULESET, uintptr(unsafe.Pointer(&attr)), unsafe.Sizeof(attr), 0)
 	if errno != 0 {
@@ -367,7 +367,7 @@ func (c *cell) restrict() error {
 			return fmt.Errorf("allowing %s: %w", r.path, err)
 		}
 	}
-	if attr.Access_net != 0 {
+	if attr.Handled_access_net != 0 {
 		port := struct{ access, port uint64 }{unix.LANDLOCK_ACCESS_NET_CONNECT_TCP, uint64(c.port)}
 		const rulePort = 2 // LANDLOCK_RULE_NET_PORT
 		if _, _, errno := unix.Syscall6(unix.SYS_LANDLOCK_ADD_RULE, fd, rulePort, uintptr(unsafe.Pointer(&port)), 0, 0, 0); errno != 0 {

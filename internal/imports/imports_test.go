@@ -50,6 +50,8 @@ var families = map[string]family{
 	"dataset":              {layer: 2},
 	"nn":                   {layer: 1},
 	"optim":                {layer: 1},
+	"events":               {layer: 1, external: anything},
+	"bill":                 {layer: 0, external: anything},
 	"robust":               {layer: 1},
 	"tensor":               {layer: 0},
 	"resp":                 {layer: 0},

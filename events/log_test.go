@@ -1,4 +1,4 @@
-package spirt
+package events
 
 import (
 	"bytes"
@@ -15,13 +15,13 @@ import (
 )
 
 // tailOf opens the tail of an empty log, and a file that appends to it.
-func tailOf(t *testing.T) (*eventTail, *os.File) {
+func tailOf(t *testing.T) (*Tail, *os.File) {
 	t.Helper()
-	path := filepath.Join(t.TempDir(), eventsFile)
+	path := filepath.Join(t.TempDir(), "events.jsonl")
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 	check(t, err)
 	t.Cleanup(func() { f.Close() })
-	tail, err := openEventTail(path)
+	tail, err := OpenTail(path)
 	check(t, err)
 	t.Cleanup(func() { tail.Close() })
 	return tail, f
@@ -34,9 +34,9 @@ func appendTo(t *testing.T, f *os.File, text string) {
 }
 
 // kinds returns what the tail has now, as the kinds of the events.
-func kinds(t *testing.T, tail *eventTail) string {
+func kinds(t *testing.T, tail *Tail) string {
 	t.Helper()
-	lines, events, err := tail.next()
+	lines, events, err := tail.Next()
 	check(t, err)
 	if len(lines) != len(events) {
 		t.Fatalf("%d lines with %d events", len(lines), len(events))
@@ -82,39 +82,39 @@ func TestEventTailLongLine(t *testing.T) {
 	if got := kinds(t, tail); got != "a" {
 		t.Errorf("got %q", got)
 	}
-	part := strings.Repeat("x", maxEventLine/2)
+	part := strings.Repeat("x", MaxLine/2)
 	for range 6 {
 		appendTo(t, f, part)
 		if got := kinds(t, tail); got != "" {
 			t.Errorf("got %q", got)
 		}
-		if len(tail.part) > maxEventLine {
+		if len(tail.part) > MaxLine {
 			t.Fatalf("%d bytes of a line are held", len(tail.part))
 		}
 	}
-	appendTo(t, f, `"}`+"\n"+`{"event":"b"}`+"\n"+`{"event":"long","message":"`+strings.Repeat("x", maxEventLine)+`"}`+"\n"+`{"event":"c"}`+"\n")
+	appendTo(t, f, `"}`+"\n"+`{"event":"b"}`+"\n"+`{"event":"long","message":"`+strings.Repeat("x", MaxLine)+`"}`+"\n"+`{"event":"c"}`+"\n")
 	if got := kinds(t, tail); got != "b c" {
 		t.Errorf("got %q", got)
 	}
 	exact := `{"event":"d","message":""}` + "\n"
-	appendTo(t, f, `{"event":"d","message":"`+strings.Repeat("x", maxEventLine-len(exact))+`"}`+"\n")
+	appendTo(t, f, `{"event":"d","message":"`+strings.Repeat("x", MaxLine-len(exact))+`"}`+"\n")
 	if got := kinds(t, tail); got != "d" {
 		t.Errorf("got %q", got)
 	}
 }
 
 func TestEventTailRefuses(t *testing.T) {
-	_, err := openEventTail(filepath.Join(t.TempDir(), "none"))
+	_, err := OpenTail(filepath.Join(t.TempDir(), "none"))
 	if !errors.Is(err, os.ErrNotExist) {
 		t.Error(err)
 	}
-	_, err = openEventLog(filepath.Join(t.TempDir(), "no folder", eventsFile))
+	_, err = OpenLog(filepath.Join(t.TempDir(), "no folder", "events.jsonl"))
 	refused(t, err, "opening the event log", "no folder")
 }
 
 func TestEventRoundTrip(t *testing.T) {
-	path := filepath.Join(t.TempDir(), eventsFile)
-	log, err := openEventLog(path)
+	path := filepath.Join(t.TempDir(), "events.jsonl")
+	log, err := OpenLog(path)
 	check(t, err)
 	defer log.Close()
 	loss, accuracy := 0.25, 0.0
@@ -125,14 +125,14 @@ func TestEventRoundTrip(t *testing.T) {
 		Peers: []PeerDone{{1, "finished", 8, "ab"}},
 	}
 	before := time.Now()
-	check(t, log.emit(sent))
+	check(t, log.Emit(sent))
 	if !sent.Time.IsZero() {
 		t.Error("the caller's event was changed")
 	}
-	tail, err := openEventTail(path)
+	tail, err := OpenTail(path)
 	check(t, err)
 	defer tail.Close()
-	lines, events, err := tail.next()
+	lines, events, err := tail.Next()
 	check(t, err)
 	if len(events) != 1 {
 		t.Fatalf("%d events", len(events))
@@ -153,8 +153,8 @@ func TestEventRoundTrip(t *testing.T) {
 			t.Errorf("%s lacks %s", lines[0], key)
 		}
 	}
-	check(t, log.emit(Event{Event: "warning"}))
-	lines, _, err = tail.next()
+	check(t, log.Emit(Event{Event: "warning"}))
+	lines, _, err = tail.Next()
 	check(t, err)
 	var keys map[string]any
 	check(t, json.Unmarshal(lines[0], &keys))
@@ -162,31 +162,31 @@ func TestEventRoundTrip(t *testing.T) {
 		t.Errorf("an empty warning is %s", lines[0])
 	}
 	nan := math.NaN()
-	refused(t, log.emit(Event{Event: "round", Loss: &nan}), "event of kind round", "NaN")
+	refused(t, log.Emit(Event{Event: "round", Loss: &nan}), "event of kind round", "NaN")
 }
 
 // Many goroutines and files at once, as the processes of a run: no line is
 // lost, none is mixed with another, and each writer's are in its order.
 func TestEventLogWriters(t *testing.T) {
 	const files, goroutines, each = 4, 4, 100
-	path := filepath.Join(t.TempDir(), eventsFile)
+	path := filepath.Join(t.TempDir(), "events.jsonl")
 	var wg sync.WaitGroup
 	for i := range files {
-		log, err := openEventLog(path)
+		log, err := OpenLog(path)
 		check(t, err)
 		defer log.Close()
 		for j := range goroutines {
 			wg.Go(func() {
 				for k := range each {
 					e := Event{Event: "warning", Peer: i*goroutines + j + 1, Round: uint64(k + 1), Message: strings.Repeat(fmt.Sprint(k%10), k*37)}
-					if err := log.emit(e); err != nil {
+					if err := log.Emit(e); err != nil {
 						t.Error(err)
 					}
 				}
 			})
 		}
 	}
-	tail, err := openEventTail(path)
+	tail, err := OpenTail(path)
 	check(t, err)
 	defer tail.Close()
 	ended := make(chan struct{})
@@ -198,7 +198,7 @@ func TestEventLogWriters(t *testing.T) {
 			over = true // what is written is read once more
 		default:
 		}
-		_, events, err := tail.next()
+		_, events, err := tail.Next()
 		check(t, err)
 		for _, e := range events {
 			total++
@@ -233,17 +233,45 @@ func (f *tornFile) Close() error { return nil }
 // that comes when there is room again.
 func TestEventLogFullDisk(t *testing.T) {
 	f := &tornFile{room: 100}
-	log := &eventLog{f: f}
-	check(t, log.emit(Event{Event: "a"}))
-	refused(t, log.emit(Event{Event: "b"}), "writing an event", "no space")
-	refused(t, log.emit(Event{Event: "c"}), "no space")
+	log := &Log{f: f}
+	check(t, log.Emit(Event{Event: "a"}))
+	refused(t, log.Emit(Event{Event: "b"}), "writing an event", "no space")
+	refused(t, log.Emit(Event{Event: "c"}), "no space")
 	f.room = 1 << 20
-	check(t, log.emit(Event{Event: "d"}))
-	check(t, log.emit(Event{Event: "e"}))
-	tail, err := openEventTail(writeTemp(t, eventsFile, f.String()))
+	check(t, log.Emit(Event{Event: "d"}))
+	check(t, log.Emit(Event{Event: "e"}))
+	tail, err := OpenTail(writeTemp(t, f.String()))
 	check(t, err)
 	defer tail.Close()
 	if got := kinds(t, tail); got != "a d e" {
 		t.Errorf("got %q of\n%s", got, f)
 	}
+}
+
+func check(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// refused fails unless err says all of this.
+func refused(t testing.TB, err error, says ...string) {
+	t.Helper()
+	if err == nil {
+		t.Fatalf("no error, want one that says %q", says)
+	}
+	for _, s := range says {
+		if !strings.Contains(err.Error(), s) {
+			t.Errorf("the error %q does not say %q", err, s)
+		}
+	}
+}
+
+// writeTemp makes a log with this content.
+func writeTemp(t testing.TB, content string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "events.jsonl")
+	check(t, os.WriteFile(path, []byte(content), 0o644))
+	return path
 }

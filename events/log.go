@@ -1,0 +1,101 @@
+package events
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+)
+
+// Log appends events to a file. Lines of several processes do not mix:
+// each is one write to a file opened for appending.
+type Log struct {
+	mu   sync.Mutex
+	f    io.WriteCloser
+	torn bool // the last write may have left a part of a line
+}
+
+func OpenLog(path string) (*Log, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return nil, fmt.Errorf("opening the event log: %w", err)
+	}
+	return &Log{f: f}, nil
+}
+
+// Emit stamps and writes one event.
+func (l *Log) Emit(e Event) error {
+	e.Time = time.Now().UTC()
+	line, err := json.Marshal(e)
+	if err != nil {
+		return fmt.Errorf("encoding an event of kind %s: %w", e.Event, err)
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	line = append(line, '\n')
+	if l.torn { // by a full disk: only that line is lost
+		line = append([]byte{'\n'}, line...)
+	}
+	_, err = l.f.Write(line)
+	if l.torn = err != nil; l.torn {
+		return fmt.Errorf("writing an event: %w", err)
+	}
+	return nil
+}
+
+func (l *Log) Close() error { return l.f.Close() }
+
+// MaxLine bounds one line of an event log in bytes; a longer one is
+// skipped.
+const MaxLine = 1 << 20
+
+// Tail reads events from a log that others still append to.
+type Tail struct {
+	f    *os.File
+	r    *bufio.Reader
+	part []byte // a line whose end is not written yet
+	long bool   // that line is too long: the rest of it is dropped
+}
+
+func OpenTail(path string) (*Tail, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	return &Tail{f: f, r: bufio.NewReaderSize(f, 64<<10)}, nil
+}
+
+// Next returns the lines that are complete by now, with the event in each. It
+// returns none at the present end of the log.
+func (t *Tail) Next() (lines [][]byte, events []Event, err error) {
+	for {
+		b, err := t.r.ReadSlice('\n')
+		if t.long = t.long || len(t.part)+len(b) > MaxLine; t.long {
+			t.part = t.part[:0]
+		} else {
+			t.part = append(t.part, b...)
+		}
+		switch {
+		case errors.Is(err, bufio.ErrBufferFull):
+			continue
+		case errors.Is(err, io.EOF):
+			return lines, events, nil
+		case err != nil:
+			return lines, events, err
+		}
+		line := bytes.Clone(t.part)
+		t.part, t.long = t.part[:0], false
+		var e Event
+		if err := json.Unmarshal(line, &e); err != nil {
+			continue // a line torn by a full disk is skipped, not fatal
+		}
+		lines, events = append(lines, line), append(events, e)
+	}
+}
+
+func (t *Tail) Close() error { return t.f.Close() }

@@ -1,0 +1,293 @@
+package events
+
+import (
+	"slices"
+	"time"
+
+	"github.com/spirt-ml/spirt/bill"
+)
+
+// Limits of a View.
+const (
+	maxViewPeers   = 256
+	maxFaults      = 200 // the last so many are kept
+	maxRounds      = 64  // likewise, of each peer, for the timeline
+	maxCauses      = 64
+	maxMessageText = 4 << 10
+)
+
+// View is a run as its events tell it. The zero value is one of no events; it
+// is not safe for concurrent use.
+type View struct {
+	Started time.Time     // of the first event
+	Latest  time.Time     // of the last
+	Paused  time.Duration // between them, when the run was not going on
+	Round   uint64        // the highest that a peer has finished
+
+	Peers []*PeerView // ascending by number
+
+	Loss           Series // mean over the peers' minibatches, by round
+	ValidationLoss Series // by the round of the model
+	Accuracy       Series // likewise: fractions
+	Cost           Series // of one peer's round in dollars: mean over the peers
+	RoundSeconds   Series // mean over the peers
+
+	Samples   int64      // that gradients were computed of, by all peers
+	Steps     []float64  // milliseconds, as Steps, summed over rounds and peers
+	Functions Functions  // of all peers
+	Usage     bill.Usage // of all peers, invocations to the last one
+	Spent     bill.Money // as the peers reckon it, of their rounds
+	Final     uint64     // the highest round that a peer knows to be final
+
+	Faults []Fault        // the last ones, oldest first
+	Causes map[string]int // how many faults of each cause or state
+	Done   *Event         // once the run is over; nil again when it goes on
+
+}
+
+// PeerView is one peer in a View.
+type PeerView struct {
+	Peer      int
+	State     string // started, finished, stopped, failed or crashed; lost or expelled as others tell
+	PID       int
+	Round     uint64
+	Slot      uint64
+	Model     string
+	Loss      float64
+	Members   []int // of its last round
+	Seconds   float64
+	Degraded  bool
+	Seen      time.Time // of its last event
+	Instances int
+	Functions Functions
+	Usage     bill.Usage
+	Spent     bill.Money
+	Timeouts  int
+	Waiting   *Event // the last event of that kind, nil after the next round
+	Rounds    []RoundView
+	In, Out   map[int]int64 // bytes from and to each other peer
+}
+
+// RoundView is one round at one peer.
+type RoundView struct {
+	Round uint64    `json:"round"`
+	Began time.Time `json:"began"`
+	How   string    `json:"how"`
+	Steps []Step    `json:"steps"`
+}
+
+// Functions counts invocations.
+type Functions struct {
+	Invocations int64   `json:"invocations"`
+	Cold        int64   `json:"cold"`
+	Failed      int64   `json:"failed"`
+	BilledMS    int64   `json:"billed_ms"`
+	QueueMS     float64 `json:"queue_ms"`
+	MS          float64 `json:"ms"`
+	PeakMB      int     `json:"peak_mb"`
+}
+
+func (f *Functions) add(i *Invocation) {
+	f.Invocations++
+	if i.Cold {
+		f.Cold++
+	}
+	if i.Error != "" {
+		f.Failed++
+	}
+	f.BilledMS += i.BilledMS
+	f.QueueMS += i.QueueMS
+	f.MS += i.MS
+	f.PeakMB = max(f.PeakMB, i.PeakMB)
+}
+
+// Fault is something that went wrong: a warning, or a peer that was lost,
+// crashed or expelled.
+type Fault struct {
+	Time    time.Time `json:"time"`
+	Peer    int       `json:"peer"`            // who tells; 0: the process that started the peers
+	About   int       `json:"about,omitempty"` // whom it is about
+	Cause   string    `json:"cause"`
+	Message string    `json:"message"`
+}
+
+// Peer returns what is known of a peer, nil if nothing is.
+func (v *View) Peer(n int) *PeerView {
+	if i, ok := slices.BinarySearchFunc(v.Peers, n, func(p *PeerView, n int) int { return p.Peer - n }); ok {
+		return v.Peers[i]
+	}
+	return nil
+}
+
+// peer is Peer, made if it is new. It returns nil for numbers that no run has.
+func (v *View) peer(n int) *PeerView {
+	if p := v.Peer(n); p != nil {
+		return p
+	}
+	if n < 1 || len(v.Peers) >= maxViewPeers {
+		return nil
+	}
+	p := &PeerView{Peer: n, In: map[int]int64{}, Out: map[int]int64{}}
+	i, _ := slices.BinarySearchFunc(v.Peers, n, func(p *PeerView, n int) int { return p.Peer - n })
+	v.Peers = slices.Insert(v.Peers, i, p)
+	return p
+}
+
+// Add takes the next event.
+func (v *View) Add(e *Event) {
+	if v.Started.IsZero() {
+		v.Started = e.Time
+	} else if e.Event == "run" && e.Time.After(v.Latest) { // resumed
+		v.Paused += e.Time.Sub(v.Latest)
+		v.Done = nil
+	}
+	if e.Time.After(v.Latest) {
+		v.Latest = e.Time
+	}
+	p := v.peer(e.Peer)
+	if e.Event == "peer" && e.By != 0 {
+		p = nil // another peer tells
+	}
+	if p != nil {
+		p.Seen = e.Time
+	}
+	switch e.Event {
+	case "round":
+		if p != nil {
+			v.round(p, e)
+		}
+	case "invocation":
+		if p == nil || e.Invocation == nil {
+			return
+		}
+		i := e.Invocation
+		p.Functions.add(i)
+		v.Functions.add(i)
+		u := i.Usage()
+		p.Usage, v.Usage = p.Usage.Add(u), v.Usage.Add(u)
+	case "validation":
+		if e.Accuracy != nil { // every peer tells the same
+			v.Accuracy.Add(e.Round, *e.Accuracy)
+		}
+		if e.Loss != nil {
+			v.ValidationLoss.Add(e.Round, *e.Loss)
+		}
+	case "final":
+		v.Final = max(v.Final, e.Round)
+	case "waiting":
+		if p != nil {
+			c := *e
+			p.Waiting = &c
+		}
+	case "peer":
+		v.state(p, e)
+	case "warning":
+		v.fault(Fault{Time: e.Time, Peer: e.Peer, About: e.About, Cause: e.Cause, Message: e.Message})
+	case "done":
+		c := *e
+		v.Done = &c
+	}
+}
+
+// round takes a round that a peer has finished.
+func (v *View) round(p *PeerView, e *Event) {
+	v.Done = nil
+	v.Round = max(v.Round, e.Round)
+	p.Round, p.Slot, p.Model, p.Seconds, p.Degraded = e.Round, e.Slot, e.Model, e.Seconds, e.Degraded
+	p.Members, p.Instances, p.Waiting = e.Members[:min(len(e.Members), maxViewPeers)], e.Instances, nil
+	if p.State == "" || p.State == "lost" {
+		p.State = "started"
+	}
+	if e.Loss != nil {
+		p.Loss = *e.Loss
+		v.Loss.Add(e.Round, *e.Loss)
+	}
+	v.RoundSeconds.Add(e.Round, e.Seconds)
+	v.Samples += int64(max(e.Samples, 0))
+	if e.Used != nil {
+		p.Timeouts = e.Used.Timeouts
+	}
+	if s := e.Spent; s != nil {
+		u := s.Usage
+		u.Invocations, u.MBMillis = 0, 0 // counted one by one
+		p.Usage, v.Usage = p.Usage.Add(u), v.Usage.Add(u)
+		p.Spent += s.CostUSD
+		v.Spent += s.CostUSD
+		v.Cost.Add(e.Round, s.CostUSD.Dollars())
+	}
+	if v.Steps == nil {
+		v.Steps = make([]float64, len(Steps))
+	}
+	for _, s := range e.Steps[:min(len(e.Steps), 2*len(Steps))] {
+		if i := slices.Index(Steps, s.Step); i >= 0 && s.MS >= 0 {
+			v.Steps[i] += s.MS
+		}
+	}
+	for _, t := range e.Traffic[:min(len(e.Traffic), maxViewPeers)] {
+		if t.Peer >= 1 && len(p.In) < maxViewPeers {
+			p.In[t.Peer] += t.In
+			p.Out[t.Peer] += t.Out
+		}
+	}
+	if len(p.Rounds) >= maxRounds {
+		p.Rounds = slices.Delete(p.Rounds, 0, 1)
+	}
+	p.Rounds = append(p.Rounds, RoundView{
+		Round: e.Round, Began: e.Time.Add(-time.Duration(e.Seconds * float64(time.Second))), How: e.How,
+		Steps: e.Steps[:min(len(e.Steps), 2*len(Steps))],
+	})
+}
+
+func (v *View) state(p *PeerView, e *Event) {
+	if p != nil {
+		p.State, p.PID, p.Waiting = e.State, e.PID, nil
+		if e.State == "started" {
+			v.Done = nil
+		}
+	} else if about := v.peer(e.Peer); about != nil && (e.State == "expelled" || about.State == "" && e.State == "lost") {
+		about.State = e.State
+	}
+	switch e.State {
+	case "lost", "crashed", "failed", "expelled":
+		v.fault(Fault{Time: e.Time, Peer: e.By, About: e.Peer, Cause: e.State, Message: e.Message})
+	}
+}
+
+func (v *View) fault(f Fault) {
+	if len(f.Message) > maxMessageText {
+		f.Message = f.Message[:maxMessageText]
+	}
+	if v.Causes == nil {
+		v.Causes = map[string]int{}
+	}
+	if _, known := v.Causes[f.Cause]; known || len(v.Causes) < maxCauses {
+		v.Causes[f.Cause]++
+	}
+	if len(v.Faults) >= maxFaults {
+		v.Faults = slices.Delete(v.Faults, 0, 1)
+	}
+	v.Faults = append(v.Faults, f)
+}
+
+// SamplesPerSecond is how many samples gradients were computed of in a second,
+// from the first event to the last.
+func (v *View) SamplesPerSecond() float64 {
+	if d := v.Elapsed().Seconds(); d > 0 {
+		return float64(v.Samples) / d
+	}
+	return 0
+}
+
+// Elapsed is how long the run has gone on, from the first event to the last,
+// without the time between an interruption and the resumption.
+func (v *View) Elapsed() time.Duration { return v.Latest.Sub(v.Started) - v.Paused }
+
+// Left is how long the rounds up to the last take at the pace so far; 0 if that
+// is not known.
+func (v *View) Left(rounds uint64) time.Duration {
+	spent := v.Elapsed()
+	if v.Round == 0 || v.Round >= rounds || spent <= 0 {
+		return 0
+	}
+	return time.Duration(float64(spent) / float64(v.Round) * float64(rounds-v.Round))
+}

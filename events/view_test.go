@@ -1,0 +1,124 @@
+package events
+
+import (
+	"encoding/json"
+	"math"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/spirt-ml/spirt/bill"
+)
+
+func TestSeries(t *testing.T) {
+	var s Series
+	for _, round := range []uint64{3, 1, 2, 3, 0} {
+		s.Add(round, float64(round))
+	}
+	s.Add(2, math.NaN())
+	s.Add(2, math.Inf(1))
+	rounds, values := s.Points()
+	if !slices.Equal(rounds, []uint64{1, 2, 3}) || !slices.Equal(values, []float64{1, 2, 3}) {
+		t.Error(rounds, values)
+	}
+	if _, values = s.After(3); !slices.Equal(values, []float64{3}) {
+		t.Error(values)
+	}
+	// However many rounds: the points are bounded, and their mean is that of
+	// all values.
+	var long Series
+	n := uint64(10*MaxPoints + 7)
+	for round := uint64(1); round <= n; round++ {
+		long.Add(round, float64(round))
+	}
+	rounds, values = long.Points()
+	if len(rounds) > MaxPoints || len(rounds) < MaxPoints/2 || !slices.IsSorted(values) {
+		t.Fatalf("%d points", len(rounds))
+	}
+	sum := 0.0
+	for i, c := range long.counts {
+		sum += float64(c) * long.sums[i] / float64(c)
+	}
+	if want := float64(n) * float64(n+1) / 2; math.Abs(sum-want) > 1 {
+		t.Errorf("the sum is %v, want %v", sum, want)
+	}
+	long.Add(math.MaxUint64, 1)
+	if last, _, ok := long.Last(); !ok || last != rounds[len(rounds)-1] || len(long.sums) > MaxPoints {
+		t.Error(last, ok, len(long.sums))
+	}
+}
+
+func TestView(t *testing.T) {
+	at := time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	loss, accuracy := 0.5, 0.75
+	price := bill.USD / 4
+	var v View
+	for _, e := range []Event{
+		{Event: "run", State: "started"},
+		{Event: "peer", Peer: 1, State: "started", PID: 10},
+		{Event: "peer", Peer: 2, State: "started", PID: 11},
+		{Event: "invocation", Peer: 1, Invocation: &Invocation{Cold: true, BilledMS: 100, MemoryMB: 256, MS: 90}},
+		{Event: "invocation", Peer: 1, Invocation: &Invocation{BilledMS: 50, MemoryMB: 256, Error: "Runtime.ExitError"}},
+		{Event: "round", Peer: 1, Round: 1, Loss: &loss, Seconds: 2, Samples: 64, Members: []int{1, 2},
+			Steps:   []Step{{"compute", 0, 5}, {"apply", 5, 2}, {"unknown", 0, 1}},
+			Traffic: []Traffic{{2, 10, 20}, {-1, 5, 5}},
+			Spent:   &Spent{bill.Usage{Invocations: 2, MBMillis: 150 * 256, PeerMillis: 2000, BytesOut: 20}, price}},
+		{Event: "validation", Round: 1, Accuracy: &accuracy},
+		{Event: "peer", Peer: 2, By: 1, State: "lost", Message: "gone"},
+		{Event: "peer", Peer: 2, State: "crashed", Message: "killed"},
+		{Event: "warning", Peer: 1, About: 2, Cause: CauseRefused, Message: "not finite"},
+		{Event: "waiting", Peer: 1, Step: "gather", Members: []int{2}},
+		{Event: "done", StopReason: "interrupted"},
+	} {
+		at = at.Add(time.Second)
+		e.Time = at
+		v.Add(&e)
+	}
+	if v.Round != 1 || v.Samples != 64 || v.Spent != price || v.Done == nil || len(v.Peers) != 2 {
+		t.Errorf("%+v", v)
+	}
+	if want := (bill.Usage{Invocations: 2, MBMillis: 150 * 256, PeerMillis: 2000, BytesOut: 20}); v.Usage != want {
+		t.Errorf("used %+v, want %+v", v.Usage, want)
+	}
+	if f := v.Functions; f.Cold != 1 || f.Failed != 1 || f.BilledMS != 150 {
+		t.Errorf("%+v", f)
+	}
+	one, two := v.Peer(1), v.Peer(2)
+	if one.In[2] != 10 || one.Out[2] != 20 || len(one.In) != 1 || one.Waiting == nil || one.PID != 10 {
+		t.Errorf("%+v", one)
+	}
+	if two.State != "crashed" || v.Causes["lost"] != 1 || v.Causes["crashed"] != 1 || v.Causes[CauseRefused] != 1 || len(v.Faults) != 3 {
+		t.Errorf("%+v %v", two, v.Causes)
+	}
+	if v.Steps[0] != 5 || v.Steps[4] != 2 {
+		t.Error(v.Steps)
+	}
+	before := v.Elapsed()
+	v.Add(&Event{Time: at.Add(time.Hour), Event: "run", State: "resumed"})
+	if v.Elapsed() != before || v.Done != nil {
+		t.Errorf("%v after a pause, %v before", v.Elapsed(), before)
+	}
+}
+
+// Whatever stands in an event log, a view takes it, in bounded memory.
+func FuzzView(f *testing.F) {
+	f.Add([]byte(`{"event":"round","peer":1,"round":1,"steps":[{"step":"compute","ms":-1}],"traffic":[{"peer":9}],"spent":{"cost_usd":0.1}}`))
+	f.Add([]byte(`{"event":"peer","peer":3,"by":1,"state":"lost"}`))
+	f.Add([]byte(`{"event":"round","peer":1,"round":18446744073709551615,"loss":1e308}`))
+	f.Add([]byte(`{"event":"invocation","peer":1}`))
+	f.Fuzz(func(t *testing.T, line []byte) {
+		var e Event
+		if json.Unmarshal(line, &e) != nil {
+			return
+		}
+		var v View
+		for range 3 {
+			v.Add(&e)
+		}
+		v.SamplesPerSecond()
+		v.Left(10)
+		if len(v.Peers) > 1 {
+			t.Errorf("%d peers of one event", len(v.Peers))
+		}
+	})
+}
