@@ -77,6 +77,18 @@ type Job struct {
 	// the job: who joins measures its own, and takes a share that fits. 0, the
 	// default: all take the same.
 	Speed float64 `yaml:"speed,omitempty"`
+	// Patience ends the run when so many validations in a row brought no
+	// improvement. 0, the default: it does not.
+	Patience int `yaml:"patience,omitempty" json:",omitempty"`
+	// MinDelta is by how much a validation's loss must be lower than the best
+	// before it to count as an improvement. Default 0: by any.
+	MinDelta float64 `yaml:"min_delta,omitempty" json:",omitempty"`
+	// MaxTime ends the run when it has gone on for so long, interruptions not
+	// counted: at the record at which enough peers say so. 0: no limit.
+	MaxTime time.Duration `yaml:"max_time,omitempty" json:",omitempty"`
+	// BudgetUSD ends the run before it has cost more than so many US dollars by
+	// the run's prices, as well as the peers know from each other. 0: no limit.
+	BudgetUSD float64 `yaml:"budget_usd,omitempty" json:",omitempty"`
 	// PauseAfter stops a peer that is connected to less than a quorum so many
 	// rounds after the last final checkpoint. 0: it trains on, tentative.
 	PauseAfter int `yaml:"pause_after,omitempty"`
@@ -221,6 +233,21 @@ func (j *Job) Resolve() error {
 	if j.CheckpointEvery < 1 || j.CheckpointEvery > 1<<20 {
 		return fmt.Errorf("checkpoint_every: %d is out of range: take 1 to %d rounds", j.CheckpointEvery, 1<<20)
 	}
+	if j.Patience < 0 || j.Patience > 1<<20 {
+		return fmt.Errorf("patience: %d is out of range: take 1 to %d validations, or 0 for none", j.Patience, 1<<20)
+	}
+	if !(j.MinDelta >= 0 && j.MinDelta <= 1e6) {
+		return fmt.Errorf("min_delta: %v is out of range: take 0 to 1000000, a difference of losses", j.MinDelta)
+	}
+	if j.MinDelta > 0 && j.Patience == 0 {
+		return errors.New("min_delta: it says what counts as an improvement for patience, which is not set: set that too, or leave min_delta out")
+	}
+	if j.MaxTime != 0 && j.MaxTime < time.Second {
+		return fmt.Errorf("max_time: %v is out of range: take 1s or more, such as 30m, or 0 for no limit", j.MaxTime)
+	}
+	if !(j.BudgetUSD >= 0 && j.BudgetUSD <= 1e6) {
+		return fmt.Errorf("budget_usd: %v is out of range: take dollars up to 1000000, or 0 for no limit", j.BudgetUSD)
+	}
 	if !(j.Speed >= 0 && j.Speed < 1e9) {
 		return fmt.Errorf("speed: %v is out of range: leave it out", j.Speed)
 	}
@@ -354,7 +381,7 @@ func checkYAML(b []byte) error {
 			pair := n.(*ast.MappingValueNode)
 			f, ok := pair.Value.(*ast.FloatNode)
 			key := pair.Key.String()
-			if !ok || key == "lr" || key == "target_accuracy" || key == "speed" || f.Value == math.Trunc(f.Value) {
+			if !ok || key == "lr" || key == "target_accuracy" || key == "min_delta" || key == "budget_usd" || key == "speed" || f.Value == math.Trunc(f.Value) {
 				continue
 			}
 			at := f.GetToken().Position

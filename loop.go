@@ -107,6 +107,7 @@ func (p *peer) openLoop() error {
 	cfg := round.Config{
 		Self:    round.Peer(p.n - 1),
 		Genesis: genesis, Rounds: uint64(p.job.Rounds), TargetAccuracy: uint32(math.Ceil(p.job.TargetAccuracy*1e4 - 1e-6)), // 0 stays 0
+		Patience: uint32(p.job.Patience), MinDelta: int64(math.Round(p.job.MinDelta * 1e6)),
 		MaxGradientBytes: uint64(average), Watermark: slot, Counter: counter,
 		CheckpointEvery: p.ids.rosters.genesis.CheckpointEvery, Voted: p.vote.Target, Timeouts: round.Timeouts{State: 30*time.Second + p.stateTransfer()}, PauseAfter: uint64(p.job.PauseAfter),
 	}

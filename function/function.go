@@ -311,7 +311,7 @@ func (p *Platform) attempt(ctx context.Context, id string, number int, payload [
 		payload: payload,
 		done:    make(chan outcome, 1),
 		inv: Invocation{
-			Function: p.cfg.Name, RequestID: id, Attempt: number, MemoryMB: p.cfg.MemoryMB, Start: time.Now(),
+			Function: p.cfg.Name, RequestID: id, Attempt: number, MemoryMB: p.cfg.MemoryMB, Start: time.Now(), Label: ctx.Value(labelKey{}),
 		},
 	}
 	g := p.acquire(ctx, wait)

@@ -1,6 +1,7 @@
 package function
 
 import (
+	"context"
 	"crypto/rand"
 	"fmt"
 	"os"
@@ -23,6 +24,14 @@ type Invocation struct {
 	MemoryMB     int           // what was asked for, and is paid
 	PeakMemoryMB int           // most resident memory the instance has had so far; 0 where the system does not tell
 	Error        string        // type of the failure; empty: none
+	Label        any           // what the caller said of it by Label; nil: nothing
+}
+
+type labelKey struct{}
+
+// Label returns a context whose invocations carry a label, for whoever reads their meters.
+func Label(ctx context.Context, label any) context.Context {
+	return context.WithValue(ctx, labelKey{}, label)
 }
 
 // GBSeconds is what the attempt costs in memory times time, as Lambda reckons it.

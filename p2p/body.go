@@ -207,7 +207,7 @@ func (h *Host) serveAll(m *member, stream network.Stream) error {
 		}
 		r, err := decodeRequest(buf[:], h.cfg.Limits.BodySize)
 		if err != nil {
-			_ = h.writeBody(stream, []byte{statusRefused}) // the stream is given up either way
+			_ = h.writeBody(m, stream, []byte{statusRefused}) // the stream is given up either way
 			return errProtocol{err}
 		}
 		if err := h.serveOne(m, stream, r); err != nil {
@@ -219,7 +219,7 @@ func (h *Host) serveAll(m *member, stream network.Stream) error {
 // serveOne answers one request.
 func (h *Host) serveOne(m *member, stream network.Stream, r request) error {
 	if r.kind == wantHoldings {
-		return h.serveHoldings(stream, r)
+		return h.serveHoldings(m, stream, r)
 	}
 	patience := time.NewTimer(h.cfg.Limits.Chunk / 2)
 	defer patience.Stop()
@@ -227,7 +227,7 @@ func (h *Host) serveOne(m *member, stream network.Stream, r request) error {
 	case m.slots <- struct{}{}:
 		defer func() { <-m.slots }()
 	case <-patience.C:
-		return h.writeBody(stream, []byte{statusBusy})
+		return h.writeBody(m, stream, []byte{statusBusy})
 	case <-h.stop:
 		return errClosed
 	}
@@ -236,23 +236,23 @@ func (h *Host) serveOne(m *member, stream network.Stream, r request) error {
 		// Straight from the body's own bytes.
 		defer release()
 		if r.kind == wantManifest {
-			return h.serveManifest(stream, h.bodies.leavesOf(r.hash, r.size, func() []treehash.Hash { return treehash.Leaves(data) }))
+			return h.serveManifest(m, stream, h.bodies.leavesOf(r.hash, r.size, func() []treehash.Hash { return treehash.Leaves(data) }))
 		}
-		return h.serveChunk(stream, r, chunkOf(data, r.n))
+		return h.serveChunk(m, stream, r, chunkOf(data, r.n))
 	}
 	if p, _ := h.bodies.part(r.hash, r.size); p != nil {
 		if r.kind == wantManifest {
-			return h.serveManifest(stream, p.leaves)
+			return h.serveManifest(m, stream, p.leaves)
 		}
 		// A copy, so that whoever fetches need not wait for whoever reads slowly.
 		buf := buffers.Get().(*[]byte)
 		defer buffers.Put(buf)
 		if *buf, ok = p.copy((*buf)[:0], r.n); ok {
 			h.counts.traded.Add(1)
-			return h.serveChunk(stream, r, *buf)
+			return h.serveChunk(m, stream, r, *buf)
 		}
 	}
-	return h.writeBody(stream, []byte{statusAbsent})
+	return h.writeBody(m, stream, []byte{statusAbsent})
 }
 
 // held returns a body that is here as a whole.
@@ -273,7 +273,7 @@ func (h *Host) held(r request) (data []byte, release func(), ok bool) {
 // serveHoldings says which chunks are here. It waits a moment for more than
 // the asker knows, so that who asks again and again hears of chunks soon and
 // does not ask often.
-func (h *Host) serveHoldings(stream network.Stream, r request) error {
+func (h *Host) serveHoldings(m *member, stream network.Stream, r request) error {
 	late := time.NewTimer(holdTime)
 	defer late.Stop()
 	// What was fetched is soon held as a whole; nobody says when.
@@ -300,7 +300,7 @@ func (h *Host) serveHoldings(stream network.Stream, r request) error {
 			}
 		}
 		if last || count > r.n || count == chunks {
-			return h.writeBody(stream, answer)
+			return h.writeBody(m, stream, answer)
 		}
 		select {
 		case <-news:
@@ -313,12 +313,12 @@ func (h *Host) serveHoldings(stream network.Stream, r request) error {
 	}
 }
 
-func (h *Host) serveManifest(stream network.Stream, leaves []treehash.Hash) error {
+func (h *Host) serveManifest(m *member, stream network.Stream, leaves []treehash.Hash) error {
 	answer := make([]byte, 1, 1+len(leaves)*len(treehash.Hash{}))
 	for i := range leaves {
 		answer = append(answer, leaves[i][:]...)
 	}
-	return h.writeBody(stream, answer)
+	return h.writeBody(m, stream, answer)
 }
 
 // buffers are for chunks: copies of them, and packed ones.
@@ -328,7 +328,7 @@ var buffers = sync.Pool{New: func() any { b := make([]byte, 0, treehash.ChunkSiz
 // go as they are.
 var packers = make(chan struct{}, runtime.GOMAXPROCS(0))
 
-func (h *Host) serveChunk(stream network.Stream, r request, chunk []byte) error {
+func (h *Host) serveChunk(m *member, stream network.Stream, r request, chunk []byte) error {
 	if r.kind == wantPacked {
 		select {
 		case packers <- struct{}{}:
@@ -340,23 +340,24 @@ func (h *Host) serveChunk(stream network.Stream, r request, chunk []byte) error 
 			if smaller {
 				binary.LittleEndian.PutUint32(answer[1:], uint32(len(answer)-5))
 				h.counts.savedOut.Add(uint64(len(chunk) - (len(answer) - 5)))
-				return h.writeBody(stream, answer)
+				return h.writeBody(m, stream, answer)
 			}
 		default:
 		}
 	}
-	if err := h.writeBody(stream, []byte{statusOK}); err != nil {
+	if err := h.writeBody(m, stream, []byte{statusOK}); err != nil {
 		return err
 	}
-	return h.writeBody(stream, chunk)
+	return h.writeBody(m, stream, chunk)
 }
 
-func (h *Host) writeBody(stream network.Stream, b []byte) error {
+func (h *Host) writeBody(m *member, stream network.Stream, b []byte) error {
 	if err := stream.SetWriteDeadline(time.Now().Add(h.cfg.Limits.Chunk)); err != nil {
 		return err
 	}
 	n, err := stream.Write(b)
 	h.counts.bodyOut.Add(uint64(n))
+	m.out.Add(uint64(n))
 	if err != nil {
 		return fmt.Errorf("writing %d bytes: %w", len(b), err)
 	}

@@ -841,6 +841,7 @@ func (w *worker) read(ctx context.Context, b []byte) error {
 		k, err := w.stream.Read(b[n:])
 		n += k
 		w.f.h.counts.bodyIn.Add(uint64(k))
+		w.session.member.in.Add(uint64(k))
 		w.session.heard.Store(int64(w.f.h.now()))
 		if w.came += k; w.came >= progress {
 			w.came = 0

@@ -311,6 +311,24 @@ func (h *Host) Stats() Stats {
 	return s
 }
 
+// Traffic is what went between this host and a member, in bytes of messages,
+// heartbeats and bodies, since the member was added.
+type Traffic struct {
+	Member  int
+	In, Out uint64
+}
+
+// Traffic returns that of each member, by ascending index.
+func (h *Host) Traffic() []Traffic {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	out := make([]Traffic, 0, len(h.roster.members))
+	for _, m := range h.roster.members {
+		out = append(out, Traffic{Member: m.index, In: m.in.Load(), Out: m.out.Load()})
+	}
+	return out
+}
+
 // byeTime is how long Close waits for members to take in what was sent to them.
 const byeTime = time.Second
 

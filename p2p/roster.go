@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/peer"
@@ -22,6 +23,8 @@ type member struct {
 	wake  chan struct{} // tells the dialler that something changed
 	slots chan struct{} // one for each request of its that is answered
 	leave func()        // ends its dialler
+
+	in, out atomic.Uint64 // bytes of messages, heartbeats and bodies that it sent, and was sent
 
 	// ----
 	sessions []*session // those that are up; messages go to the first

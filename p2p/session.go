@@ -292,6 +292,7 @@ func (h *Host) read(s *session, r io.Reader) error {
 			return readError(err)
 		}
 		s.heard.Store(int64(h.now()))
+		s.member.in.Add(uint64(frameHeader + len(payload)))
 		if kind == frameHeartbeat || kind == frameAges {
 			h.counts.heartbeatIn.Add(uint64(frameHeader + len(payload)))
 		} else {
@@ -421,6 +422,7 @@ func (h *Host) write(s *session) {
 		}
 		var err error
 		for i, f := range queue {
+			s.member.out.Add(uint64(frameHeader + len(f.data)))
 			switch f.kind {
 			case frameHeartbeat, frameAges:
 				h.counts.heartbeatOut.Add(uint64(frameHeader + len(f.data)))

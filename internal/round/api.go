@@ -76,6 +76,12 @@ type Config struct {
 	// TargetAccuracy ends the run at the first record whose median validation
 	// is at least so many ten thousandths right. 0: off.
 	TargetAccuracy uint32
+	// Patience ends the run at the first record after which so many validations
+	// in a row brought no improvement. 0: off.
+	Patience uint32
+	// MinDelta is by how many millionths a validation's loss must be lower than
+	// the best before it to count as an improvement. 0: by any.
+	MinDelta int64
 	// MaxGradientBytes refuses announcements of larger bodies. 0: the
 	// package's MaxGradientBytes.
 	MaxGradientBytes uint64
@@ -178,6 +184,8 @@ type (
 		Bytes      uint64
 		Codec      uint8
 		Validation Validation // for the announcement; Count 0: none
+		Spent      uint64     // likewise
+		Stop       Stop       // likewise
 	}
 	// GradientFailed answers Compute: there will be none for this slot.
 	GradientFailed struct {
@@ -271,13 +279,20 @@ type Reason uint8
 const (
 	RoundsReached Reason = iota
 	TargetReached
+	// Converged: no improvement in Patience validations.
+	Converged
+	// OutOfTime and OutOfMoney: enough members wished it.
+	OutOfTime
+	OutOfMoney
 	// Left: this peer is not on the roster any more.
 	Left
 	// Expelled: there is a proof against this peer's identity.
 	Expelled
 )
 
-func (r Reason) String() string { return [...]string{"rounds", "target", "left", "expelled"}[r] }
+func (r Reason) String() string {
+	return [...]string{"rounds", "target", "converged", "time", "money", "left", "expelled"}[r]
+}
 
 // Actions, to be executed in the order given.
 type (

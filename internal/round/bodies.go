@@ -133,7 +133,7 @@ func (m *Machine) gradientReady(ev *GradientReady) {
 		return
 	}
 	g.ready = true
-	g.value = Announce{Gradient: ev.Gradient, Bytes: ev.Bytes, Codec: ev.Codec, Validation: ev.Validation}
+	g.value = Announce{Gradient: ev.Gradient, Bytes: ev.Bytes, Codec: ev.Codec, Validation: ev.Validation, Spent: ev.Spent, Stop: ev.Stop}
 	m.bodies[ev.Gradient] = &body{status: bodyHeld, lastUse: m.begun + 1}
 	if ev.Parent == m.head.id {
 		if m.phase == phaseGather {

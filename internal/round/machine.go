@@ -223,6 +223,9 @@ func (c *Config) validate() error {
 	if c.TargetAccuracy > 10000 {
 		return fmt.Errorf("target accuracy %d is more than 10000 ten thousandths", c.TargetAccuracy)
 	}
+	if c.MinDelta < 0 {
+		return fmt.Errorf("a minimal improvement of %d millionths is negative", c.MinDelta)
+	}
 	if len(c.Kept) > maxKept {
 		return fmt.Errorf("%d checkpoints besides the head, more than %d", len(c.Kept), maxKept)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/ed25519"
 	"errors"
 	"fmt"
+	"math"
 	"slices"
 	"strconv"
 
@@ -121,6 +122,39 @@ type Validation struct {
 	Count     uint32
 }
 
+// Stop is a peer's wish to end the run for a reason that only it can know, and
+// in a record that enough of them had one.
+type Stop uint8
+
+// The reasons for such a wish.
+const (
+	GoOn      Stop = iota
+	StopTime       // the time for the run is up
+	StopMoney      // the money for it is spent
+)
+
+func (s Stop) String() string { return [...]string{"go on", "time", "money"}[s] }
+
+// Convergence is what the validations of a chain say so far. The zero value is
+// that of a chain without one.
+type Convergence struct {
+	Count uint32 // validations
+	Best  int64  // the lowest loss in millionths that was an improvement
+	Stale uint32 // validations since
+}
+
+// after returns what follows with another validation, whose loss is an
+// improvement if it is lower than the best by more than delta millionths.
+func (c Convergence) after(v Validation, delta int64) Convergence {
+	switch {
+	case v.Count == 0 || c.Count == math.MaxUint32:
+		return c
+	case c.Count == 0 || v.LossMicro < c.Best-delta:
+		return Convergence{Count: c.Count + 1, Best: v.LossMicro}
+	}
+	return Convergence{Count: c.Count + 1, Best: c.Best, Stale: c.Stale + 1}
+}
+
 // Announce offers this peer's averaged gradient at the parent's model. With
 // Bytes zero it says that there will be none in this slot (an abstention), so
 // that nobody waits for it.
@@ -130,6 +164,10 @@ type Announce struct {
 	Codec      uint8
 	Validation Validation // of a model of this chain that the host knows by the height
 	BaseModel  Hash       // the parent's model
+	// Spent is what the run has cost this peer so far, in billionths of a
+	// dollar. Its signer alone knows it, and nothing follows from it here.
+	Spent uint64
+	Stop  Stop
 }
 
 // Abstains reports whether there is no gradient.
@@ -186,6 +224,10 @@ type Record struct {
 	// Justified is the highest checkpoint among its ancestors that the signers
 	// knew to be justified: what a vote for this record has as its source.
 	Justified Checkpoint
+	// Convergence is the parent's and Validation, together.
+	Convergence Convergence
+	// Stop is what enough of the set wished: at least min(f+1, |set|).
+	Stop Stop
 }
 
 // Genesis returns the record of height 0, which nobody signs: it binds the
@@ -213,7 +255,8 @@ func (r *Record) ID() Hash {
 func (r *Record) equal(s *Record) bool {
 	return r.Slot == s.Slot && r.Height == s.Height && r.Parent == s.Parent && slices.Equal(r.Set, s.Set) &&
 		r.FUsed == s.FUsed && r.Validation == s.Validation && r.Model == s.Model && r.State == s.State &&
-		r.Position == s.Position && r.Roster == s.Roster && slices.Equal(r.Expelled, s.Expelled) && r.Justified == s.Justified
+		r.Position == s.Position && r.Roster == s.Roster && slices.Equal(r.Expelled, s.Expelled) && r.Justified == s.Justified &&
+		r.Convergence == s.Convergence && r.Stop == s.Stop
 }
 
 // Degraded reports whether the set is too small for a rule that tolerates f.
@@ -314,6 +357,8 @@ type (
 		Codec      uint8
 		Validation *wireValidation
 		BaseModel  Hash
+		Spent      uint64
+		Stop       Stop
 	}
 	wireEntry struct {
 		_        struct{} `cbor:",toarray"`
@@ -350,6 +395,15 @@ type (
 		Roster     Hash
 		Expelled   []Peer
 		Justified  wireCheckpoint
+		// Convergence is null where Count is zero.
+		Convergence *wireConvergence
+		Stop        Stop
+	}
+	wireConvergence struct {
+		_     struct{} `cbor:",toarray"`
+		Count uint32
+		Best  int64
+		Stale uint32
 	}
 	wireSigned struct {
 		_        struct{} `cbor:",toarray"`
@@ -433,8 +487,23 @@ func wireRecord(r *Record) wireRecordContent {
 		Height: r.Height, Set: wireEntries(r.Set), FUsed: r.FUsed,
 		Validation: wireValidationOf(r.Validation), Model: r.Model, State: r.State,
 		Position: r.Position, Roster: r.Roster, Expelled: append([]Peer{}, r.Expelled...),
-		Justified: wireCheckpoint{Height: r.Justified.Height, ID: r.Justified.ID, Roster: r.Justified.Roster},
+		Justified:   wireCheckpoint{Height: r.Justified.Height, ID: r.Justified.ID, Roster: r.Justified.Roster},
+		Convergence: wireConvergenceOf(r.Convergence), Stop: r.Stop,
 	}
+}
+
+func wireConvergenceOf(c Convergence) *wireConvergence {
+	if c.Count == 0 {
+		return nil
+	}
+	return &wireConvergence{Count: c.Count, Best: c.Best, Stale: c.Stale}
+}
+
+func (w *wireConvergence) convergence() Convergence {
+	if w == nil {
+		return Convergence{}
+	}
+	return Convergence{Count: w.Count, Best: w.Best, Stale: w.Stale}
 }
 
 func (w *wireRecordContent) record(slot uint64, parent Hash) Record {
@@ -442,7 +511,8 @@ func (w *wireRecordContent) record(slot uint64, parent Hash) Record {
 		Slot: slot, Height: w.Height, Parent: parent, Set: entries(w.Set),
 		FUsed: w.FUsed, Validation: w.Validation.validation(), Model: w.Model, State: w.State,
 		Position: w.Position, Roster: w.Roster, Expelled: peersOrNil(w.Expelled),
-		Justified: Checkpoint{Height: w.Justified.Height, ID: w.Justified.ID, Roster: w.Justified.Roster},
+		Justified:   Checkpoint{Height: w.Justified.Height, ID: w.Justified.ID, Roster: w.Justified.Roster},
+		Convergence: w.Convergence.convergence(), Stop: w.Stop,
 	}
 }
 
@@ -456,7 +526,7 @@ func peersOrNil(p []Peer) []Peer {
 func (a Announce) wire() any {
 	return wireAnnounce{
 		Gradient: a.Gradient, Bytes: a.Bytes, Codec: a.Codec,
-		Validation: wireValidationOf(a.Validation), BaseModel: a.BaseModel,
+		Validation: wireValidationOf(a.Validation), BaseModel: a.BaseModel, Spent: a.Spent, Stop: a.Stop,
 	}
 }
 
@@ -505,7 +575,7 @@ func decodeBody(t Type, raw []byte, slot uint64, parent Hash) (Body, error) {
 		}
 		return Announce{
 			Gradient: w.Gradient, Bytes: w.Bytes, Codec: w.Codec,
-			Validation: w.Validation.validation(), BaseModel: w.BaseModel,
+			Validation: w.Validation.validation(), BaseModel: w.BaseModel, Spent: w.Spent, Stop: w.Stop,
 		}, nil
 	case TypeBallot:
 		var w wireBallot
@@ -573,6 +643,20 @@ func (v Validation) validate() error {
 	return nil
 }
 
+func (s Stop) validate() error {
+	if s > StopMoney {
+		return fmt.Errorf("unknown reason to stop %d: the sender may run a newer version", uint8(s))
+	}
+	return nil
+}
+
+func (c Convergence) validate() error {
+	if c.Count == 0 && c != (Convergence{}) || c.Count > 0 && c.Stale >= c.Count {
+		return fmt.Errorf("%d validations without an improvement of %d", c.Stale, c.Count)
+	}
+	return nil
+}
+
 func validateEntries(set []Entry) error {
 	if len(set) > MaxPeers {
 		return fmt.Errorf("%d entries, more than %d", len(set), MaxPeers)
@@ -598,7 +682,7 @@ func (a Announce) validate(*Message) error {
 	if a.Codec > CodecFloat16 {
 		return fmt.Errorf("unknown codec %d: the sender may run a newer version", a.Codec)
 	}
-	return a.Validation.validate()
+	return errors.Join(a.Stop.validate(), a.Validation.validate())
 }
 
 func validatePeers(set []Peer) error {
@@ -694,7 +778,7 @@ func (r *Record) validate() error {
 			return fmt.Errorf("peer %s is both in the set and expelled", e.Peer)
 		}
 	}
-	if err := r.Validation.validate(); err != nil {
+	if err := errors.Join(r.Validation.validate(), r.Convergence.validate(), r.Stop.validate()); err != nil {
 		return err
 	}
 	return validateEntries(r.Set)

@@ -48,12 +48,14 @@ func testMessages() []Message {
 		Validation: Validation{LossMicro: 312345, Correct: 950, Count: 1000},
 		Model:      h("model"), State: h("state"),
 		Position: 28, Roster: testRoster, Expelled: []Peer{1}, Justified: Checkpoint{Height: 4, ID: h("checkpoint"), Roster: h("old roster")},
+		Convergence: Convergence{Count: 3, Best: 300000, Stale: 2}, Stop: StopMoney,
 	}
 	bare := full
 	bare.Expelled = nil
+	bare.Convergence, bare.Stop = Convergence{}, GoOn
 	bare.Validation, bare.Set, bare.FUsed = Validation{}, full.Set[:1], 0
 	messages := []Message{
-		{From: 1, Slot: 9, Parent: parent, Body: Announce{Gradient: h("g1"), Bytes: 177704, Validation: full.Validation, BaseModel: h("base")}},
+		{From: 1, Slot: 9, Parent: parent, Body: Announce{Gradient: h("g1"), Bytes: 177704, Validation: full.Validation, BaseModel: h("base"), Spent: 123456789, Stop: StopTime}},
 		{From: 1, Slot: 9, Parent: parent, Body: Announce{Gradient: h("g1"), Bytes: 177704, Validation: Validation{LossMicro: -5, Count: 3}, BaseModel: h("base")}},
 		{From: 2, Slot: 9, Parent: parent, Body: Announce{BaseModel: h("base")}},
 		{From: 3, Slot: 9, Parent: parent, Body: Ballot{Entries: full.Set}},
@@ -204,6 +206,9 @@ func TestOpenRefuses(t *testing.T) {
 		"counter":         {changed(func(r *SignedRecord) { r.Counter = 0 }), testJob, "counter 0"},
 		"height":          {changed(func(r *SignedRecord) { r.Record.Height = 10 }), testJob, "does not fit slot"},
 		"f":               {changed(func(r *SignedRecord) { r.Record.FUsed = 2 }), testJob, "f used 2"},
+		"stop":            {changed(func(r *SignedRecord) { r.Record.Stop = 3 }), testJob, "unknown reason to stop 3"},
+		"wish":            {with(Announce{Stop: 9}), testJob, "unknown reason to stop 9"},
+		"convergence":     {changed(func(r *SignedRecord) { r.Record.Convergence.Stale = 3 }), testJob, "3 validations without"},
 		"not CBOR":        {[]byte{0xff}, testJob, "refused message"},
 		"nothing":         {nil, testJob, "refused message"},
 		"indefinite":      {append([]byte{0x9f}, append(envelope[1:], 0xff)...), testJob, "indefinite"},

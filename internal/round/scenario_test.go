@@ -163,7 +163,7 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		m, err := New(Config{
 			Self: Peer(number("self", 0)), Rosters: roster(n), Genesis: g,
 			Rounds: number("rounds", 100), Watermark: number("watermark", 0), Counter: number("counter", 0),
-			TargetAccuracy: uint32(number("target", 0)),
+			TargetAccuracy: uint32(number("target", 0)), Patience: uint32(number("patience", 0)), MinDelta: int64(number("delta", 0)),
 		})
 		if err != nil {
 			return err.Error() + "\n"
@@ -196,9 +196,9 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		}
 		v := Validation{}
 		if c := number("correct", 0); c > 0 {
-			v = Validation{LossMicro: 1000, Correct: uint32(c), Count: 100}
+			v = Validation{LossMicro: int64(number("loss", 1000)), Correct: uint32(c), Count: 100}
 		}
-		out.WriteString(s.step(GradientReady{Slot: s.m.slot, Parent: s.m.head.id, Gradient: s.gradient(s.m.cfg.Self), Bytes: 1000, Validation: v}))
+		out.WriteString(s.step(GradientReady{Slot: s.m.slot, Parent: s.m.head.id, Gradient: s.gradient(s.m.cfg.Self), Bytes: 1000, Validation: v, Stop: Stop(number("stop", 0))}))
 	case "announce":
 		for _, p := range froms {
 			base := s.m.head.rec.Model
@@ -210,8 +210,9 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 				a.Gradient = s.name(h(x), x)
 			}
 			if x := number("correct", 0); x > 0 {
-				a.Validation = Validation{LossMicro: 1000 + int64(p), Correct: uint32(x), Count: 100}
+				a.Validation = Validation{LossMicro: int64(number("loss", 1000+uint64(p))), Correct: uint32(x), Count: 100}
 			}
+			a.Stop = Stop(number("stop", 0))
 			if x := arg(d, "none", "no"); x != "no" {
 				a = Announce{BaseModel: a.BaseModel}
 			}

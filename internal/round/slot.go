@@ -18,6 +18,14 @@ func (m *Machine) reason(r *Record) (Reason, bool) {
 	if t := uint64(m.cfg.TargetAccuracy); t > 0 && v.Count > 0 && uint64(v.Correct)*10000 >= t*uint64(v.Count) {
 		return TargetReached, true
 	}
+	switch {
+	case m.cfg.Patience > 0 && r.Convergence.Stale >= m.cfg.Patience:
+		return Converged, true
+	case r.Stop == StopTime:
+		return OutOfTime, true
+	case r.Stop == StopMoney:
+		return OutOfMoney, true
+	}
 	return RoundsReached, m.cfg.Rounds > 0 && r.Height >= m.cfg.Rounds
 }
 
@@ -378,8 +386,9 @@ func (m *Machine) applied(ev *Applied) {
 		FUsed: uint16(m.fUsed(len(m.set))), Validation: m.medianValidation(),
 		Model: ev.Model, State: ev.State,
 		Position: min(parent.Position+m.ros.Minibatches, MaxSlot), Roster: parent.Roster, Justified: parent.Justified,
-		Expelled: union(parent.Expelled, m.expel),
+		Expelled: union(parent.Expelled, m.expel), Stop: m.wish(),
 	}
+	r.Convergence = parent.Convergence.after(r.Validation, m.cfg.MinDelta)
 	if m.succeed != (Hash{}) {
 		r.Roster = m.succeed
 	}
@@ -529,6 +538,23 @@ func (m *Machine) medianValidation() Validation {
 	})
 	mid := (len(losses) - 1) / 2
 	return Validation{LossMicro: losses[mid], Correct: counts[mid].Correct, Count: counts[mid].Count}
+}
+
+// wish returns the reason to stop that enough of the set have, the more
+// frequent one where there are two.
+func (m *Machine) wish() (best Stop) {
+	var wishes [StopMoney + 1]int
+	for _, e := range m.set {
+		if h := m.here(e.Peer); h != nil {
+			wishes[h.announce.Stop]++
+		}
+	}
+	for s := StopTime; s <= StopMoney; s++ {
+		if n := wishes[s]; n >= min(m.ros.F+1, len(m.set)) && (best == GoOn || n > wishes[best]) {
+			best = s
+		}
+	}
+	return best
 }
 
 // finish ends the run once all connected members are at the head.

@@ -88,6 +88,9 @@ func (m *Machine) fits(parent, child *Record) bool {
 	if r := m.rosters[parent.Roster]; r != nil && child.Position != min(parent.Position+r.Minibatches, MaxSlot) {
 		return false
 	}
+	if child.Convergence != parent.Convergence.after(child.Validation, m.cfg.MinDelta) {
+		return false
+	}
 	if child.Roster == parent.Roster {
 		return true
 	}

@@ -68,6 +68,14 @@ func (w *world) start(p *peer) {
 	w.relink(0, 100*time.Millisecond)
 }
 
+// wish is what a peer wishes when it has a gradient for a height.
+func (w *world) wish(p *peer, height uint64) round.Stop {
+	if w.cfg.Budget > 0 && height >= w.cfg.Budget+uint64(p.id)*2 {
+		return round.StopMoney
+	}
+	return round.GoOn
+}
+
 // restart starts a crashed peer again, unless something else happens to it.
 func (w *world) restart(p *peer, down time.Duration) {
 	life := p.life
@@ -257,7 +265,7 @@ func (w *world) execute(p *peer, a round.Action) {
 			}
 			g := hash("gradient", p.id, parent.Model, a.Height)
 			w.deliver(p, round.GradientReady{Slot: a.Slot, Parent: a.Parent, Gradient: g, Bytes: 1000,
-				Validation: round.Validation{LossMicro: int64(1000 + p.id), Correct: uint32(p.id % 100), Count: 100}})
+				Validation: round.Validation{LossMicro: int64(1000 + p.id), Correct: uint32(p.id % 100), Count: 100}, Stop: w.wish(p, a.Height)})
 		}))
 	case round.Fetch:
 		w.fetchBody(p, a, 3)

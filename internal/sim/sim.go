@@ -41,6 +41,9 @@ type Config struct {
 	Peers  int
 	F      int
 	Rounds uint64 // 0: so many that the run does not end by itself
+	// Budget is the height from which on peers wish to stop, each a few heights
+	// after another. 0: they do not.
+	Budget uint64
 
 	Chaos  time.Duration // how long there are faults
 	Settle time.Duration // how long the heads may take to meet afterwards. 0: 20 s

@@ -120,6 +120,33 @@ func TestNoFaultsNoChoice(t *testing.T) {
 	}
 }
 
+// Peers that find at different times that a budget is spent stop at the same
+// record, under faults too, and not because one of them says so.
+func TestAgreedStop(t *testing.T) {
+	for seed := range uint64(60) {
+		cfg := mixed(seed + 3000)
+		cfg.Rounds, cfg.Budget = 1000, 20
+		cfg.Settle = 60 * time.Second
+		res, err := Run(cfg)
+		if err != nil {
+			failing(t, cfg, err)
+			return
+		}
+		ended := map[round.Hash]bool{}
+		for p, id := range res.Finished {
+			if id != (round.Hash{}) {
+				ended[id] = true
+				if h := res.Heights[p]; h < 20 || h == 1000 {
+					t.Errorf("seed %d: peer %d stopped at height %d", seed, p, h)
+				}
+			}
+		}
+		if len(ended) != 1 {
+			t.Errorf("seed %d: the peers stopped at %d records, heights %v", seed, len(ended), res.Heights)
+		}
+	}
+}
+
 func TestFinishWithFaults(t *testing.T) {
 	for seed := range uint64(30) {
 		cfg := mixed(seed + 1000)
