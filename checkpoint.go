@@ -176,6 +176,8 @@ func (p *peer) checkpointWritten(ctx context.Context, w written) error {
 	if w.id == (round.Hash{}) {
 		return nil
 	}
+	p.note(stepOnDisk, w.id.String())
+	l.journal.rotate()
 	return p.step(ctx, round.Checkpointed{Record: w.id})
 }
 

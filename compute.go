@@ -156,8 +156,9 @@ func (c *computer) deal(parent round.Record, members shares) (minibatches int, r
 
 // averaged is this peer's contribution to a slot.
 type averaged struct {
-	hash treehash.Hash
-	loss *float64 // mean over the minibatches whose functions told it; nil if none did
+	hash    treehash.Hash
+	loss    *float64 // mean over the minibatches whose functions told it; nil if none did
+	samples int      // in the minibatches that are in it
 	// release lets the average be dropped unless it is retained by then.
 	release func()
 }
@@ -206,7 +207,7 @@ func (c *computer) average(ctx context.Context, height uint64, parent round.Reco
 		wg.Add(1)
 		go func() {
 			defer wg.Done()
-			r, err := c.invoke(ctx, e)
+			r, err := c.invoke(function.Label(ctx, invoked{e.Task, height, i}), e)
 			if err != nil && ctx.Err() == nil {
 				c.warn("round %d, minibatch %d is left out: %v", height, i, err)
 				err = errors.Join(err, c.store.db.Skip(acc, i))
@@ -232,14 +233,14 @@ func (c *computer) average(ctx context.Context, height uint64, parent round.Reco
 		c.store.db.Delete(acc)
 		return averaged{}, err
 	}
-	h, _, err := c.store.finishAverage(acc)
+	h, counted, err := c.store.finishAverage(acc)
 	if err != nil {
 		if failed != nil {
 			err = failed // the cause
 		}
 		return averaged{}, err
 	}
-	avg := averaged{hash: h, release: func() { c.store.unpin(h) }}
+	avg := averaged{hash: h, samples: counted * c.job.BatchSize, release: func() { c.store.unpin(h) }}
 	if told > 0 {
 		mean := sum / float64(told)
 		avg.loss = &mean
@@ -280,7 +281,7 @@ func (c *computer) validate(ctx context.Context, r round.Record) (round.Validati
 	for i := range event.Rows {
 		event.Rows[i] = i
 	}
-	result, err := c.invoke(ctx, event)
+	result, err := c.invoke(function.Label(ctx, invoked{task: event.Task, round: r.Height}), event)
 	if err != nil {
 		return round.Validation{}, fmt.Errorf("validating: %w", err)
 	}

@@ -30,6 +30,7 @@ const (
 	addressFile   = "address"
 	logFile       = "log"
 	watermarkFile = "watermark"
+	journalFile   = "journal"
 	socketFile    = "db.sock"
 	databaseDir   = "database"
 )

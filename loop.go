@@ -11,6 +11,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/spirt-ml/spirt/bill"
 	"github.com/spirt-ml/spirt/internal/membership"
 	"github.com/spirt-ml/spirt/internal/round"
 	"github.com/spirt-ml/spirt/internal/treehash"
@@ -31,15 +32,20 @@ type loop struct {
 	records  map[round.Hash]round.Record // whose states are kept
 	head     round.Record
 	headAt   time.Time
-	losses   map[uint64]float64 // by height, of this peer's own averages
-	failures int                // averages that failed in a row
+	own      map[uint64]computed // this peer's own averages, by height
+	timeouts int
+	failures int // averages that failed in a row
 	warnings int
 	minute   time.Duration                 // since started, of told
 	told     map[int]int                   // events about each member in that minute
 	stop     map[string]context.CancelFunc // of work that the machine may replace or drop
 	finished *round.Finished
-	writing  string              // name of the checkpoint that is being written
-	waiting  *pendingCheckpoint  // to be written next
+	writing  string             // name of the checkpoint that is being written
+	waiting  *pendingCheckpoint // to be written next
+	watch    stopwatch
+	slow     patrol
+	journal  *journal
+	claims   claims
 	onDisk   []round.Hash        // checkpoints that were last kept
 	known    map[round.Hash]bool // rosters that the machine was told of
 
@@ -59,7 +65,7 @@ type validation struct {
 // result is what a goroutine found, and an error that ends the peer.
 type result struct {
 	event  round.Event
-	loss   *float64 // of a gradient, for the height; nil if no function told it
+	own    computed // of a gradient, for the height
 	height uint64
 	err    error
 	done   func() // called once the event was handled or dropped; may be nil
@@ -71,6 +77,12 @@ func (r result) close() {
 	if r.done != nil {
 		r.done()
 	}
+}
+
+// computed is what is told of this peer's own average.
+type computed struct {
+	loss    *float64 // mean over the minibatches; nil if no function told it
+	samples int
 }
 
 // maxFailures is how many averages may fail in a row before the peer gives
@@ -102,7 +114,7 @@ func (p *peer) openLoop() error {
 	l := &p.loop
 	l.timer, l.results = time.NewTimer(time.Hour), make(chan result)
 	l.records = map[round.Hash]round.Record{genesis.ID(): genesis, head.ID(): head}
-	l.head, l.losses, l.stop, l.told = head, map[uint64]float64{}, map[string]context.CancelFunc{}, map[int]int{}
+	l.head, l.own, l.stop, l.told, l.claims = head, map[uint64]computed{}, map[string]context.CancelFunc{}, map[int]int{}, claims{}
 	_, average := p.store.codec()
 	cfg := round.Config{
 		Self:    round.Peer(p.n - 1),
@@ -125,9 +137,65 @@ func (p *peer) openLoop() error {
 		}
 		l.records[c.record.ID()] = c.record
 	}
+	before, err := readJournal(filepath.Join(p.dir, journalFile), p.ids.job.String())
+	if err != nil {
+		p.warn("%v: what it says of the bill and of the last steps is lost", err)
+	}
+	if r := before.Head.Record; r != nil && r.Height > head.Height && p.kept(r) {
+		if cfg.OnDisk = genesis.ID(); head.Height > 0 {
+			cfg.OnDisk = head.ID()
+			cfg.Kept = append([]round.Record{head}, cfg.Kept[:min(len(cfg.Kept), 4)]...)
+		}
+		head, cfg.Head, cfg.Links = *r, *r, before.Head.Links
+		l.records[r.ID()] = *r
+	}
 	l.head = head
 	l.machine, err = round.New(cfg)
+	p.resumed(before)
 	return err
+}
+
+// kept reports whether the state of a record that was the head is in the
+// database still, as it is where that did not end with the peer.
+func (p *peer) kept(r *round.Record) bool {
+	params, opt := p.store.stateKeys(*r)
+	model, err := p.db.Hash(params)
+	state, err2 := p.db.Hash(opt)
+	if err != nil || err2 != nil || model != treehash.Hash(r.Model) || state != treehash.Hash(r.State) || p.ids.rosters.get(r.Roster) == nil {
+		return false
+	}
+	p.store.offer(model, params)
+	p.store.offer(state, opt)
+	return true
+}
+
+// resumed tells where this peer goes on, and has its meter go on too.
+func (p *peer) resumed(before past) {
+	l := &p.loop
+	l.journal = openJournal(p.dir, p.ids.job.String(), before, func(err error) {
+		p.warn("the journal cannot be written: %v: this peer trains on, and would forget its bill when it is killed", err)
+	})
+	l.journal.step = p.cfg.step
+	p.onClose(l.journal.close)
+	var used bill.Usage
+	if u := before.Head.Used; u != nil {
+		used = *u
+	}
+	p.meter.restore(used, time.Duration(before.Head.Elapsed)*time.Millisecond)
+	if before.Entries == 0 {
+		return
+	}
+	e := Event{Event: "resume", Round: l.head.Height, Slot: before.Slot, Step: before.Step}
+	switch {
+	case before.Step == stepStop || before.Step == stepEnd:
+		e.Message = fmt.Sprintf("stopped after round %d, goes on from there", l.head.Height)
+	case l.head.Height == before.Head.Round:
+		e.Message = fmt.Sprintf("ended at the step %s of round %d, goes on from round %d", before.Step, before.Round, l.head.Height)
+	default:
+		e.Message = fmt.Sprintf("ended at the step %s of round %d, goes on from the checkpoint of round %d; the rounds since come from the others, or are computed again", before.Step, before.Round, l.head.Height)
+	}
+	p.log.Info("resumed", "step", before.Step, "round", l.head.Height)
+	p.emit(e)
 }
 
 // rosterOf is what the machine needs to know of a roster.
@@ -210,7 +278,7 @@ func (p *peer) run(ctx context.Context) error {
 		p.catchUp(ctx)
 	}()
 	p.log.Info("peer started", "peer", p.n, "addresses", p.host.Addrs())
-	l.started, l.headAt = time.Now(), time.Now()
+	l.started = time.Now()
 	if l.machine == nil {
 		pending, err := p.lobby(ctx)
 		if err == nil {
@@ -219,13 +287,18 @@ func (p *peer) run(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		l.started, l.headAt = time.Now(), time.Now()
+		l.started = time.Now()
 		for _, e := range pending {
 			if err := p.network(ctx, e); err != nil {
 				return err
 			}
 		}
 	}
+	l.headAt = time.Now()
+	l.watch.lap(l.headAt)
+	p.meter.begin(l.headAt)
+	tick := time.NewTicker(patrolEvery)
+	defer tick.Stop()
 	if err := p.step(ctx, round.Start{}); err != nil {
 		return err
 	}
@@ -237,7 +310,13 @@ func (p *peer) run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			l.wg.Wait()
-			return errors.Join(ErrInterrupted, p.leaveHead(l.head))
+			err := p.leaveHead(l.head)
+			if err == nil {
+				p.note(stepStop, "")
+			}
+			return errors.Join(ErrInterrupted, err)
+		case <-tick.C:
+			p.patrol(time.Now())
 		case e := <-p.host.Events():
 			err = p.network(ctx, e)
 		case <-p.ids.rosters.changed:
@@ -281,6 +360,9 @@ func (p *peer) network(ctx context.Context, e p2p.Event) error {
 		if p.hosted(m) {
 			return nil
 		}
+		if a, ok := m.Body.(round.Announce); ok && p.job.BudgetUSD > 0 {
+			p.loop.claims[m.From] = max(p.loop.claims[m.From], a.Spent)
+		}
 		return p.step(ctx, round.Received{Message: m, ID: e.Meta.ID})
 	case p2p.Refused:
 		p.warnBounded("refused %s at %s: %s", e.Remote, e.Address, e.Reason)
@@ -312,9 +394,18 @@ func (p *peer) result(ctx context.Context, r result) error {
 		return p.checkpointWritten(ctx, e)
 	case round.GradientReady:
 		l.failures = 0
-		if r.loss != nil {
-			l.losses[r.height] = *r.loss
-		}
+		l.own[r.height] = r.own
+		e.Spent, e.Stop = p.wish(e.Parent)
+		r.event = e
+		p.note(stepAverage, e.Gradient.String())
+	case round.BodyReady:
+		p.note(stepHeld, e.Gradient.String())
+	case round.Applied:
+		p.note(stepApplied, e.Model.String())
+	case round.StateReady:
+		p.note(stepState, e.Record.String())
+	case round.VotePersisted:
+		p.note(stepVote, e.Target.String())
 	case round.GradientFailed:
 		if l.failures++; l.failures >= maxFailures {
 			return fmt.Errorf("no gradient in %d rounds running, see the warnings above: if it is not finite, a smaller learning rate (--lr) may help", l.failures)
@@ -326,7 +417,11 @@ func (p *peer) result(ctx context.Context, r result) error {
 // step gives the machine an event and does what it asks for.
 func (p *peer) step(ctx context.Context, e round.Event) error {
 	l := &p.loop
-	for _, a := range l.machine.Step(time.Since(l.started), e) {
+	actions := l.machine.Step(time.Since(l.started), e)
+	if l.watch.turn(l.machine.Progress().Step, time.Now()) {
+		l.slow.reset(time.Now())
+	}
+	for _, a := range actions {
 		if err := p.act(ctx, a); err != nil {
 			return err
 		}
@@ -341,13 +436,27 @@ func (p *peer) act(ctx context.Context, a round.Action) error {
 	p.log.Debug(a.String())
 	switch a := a.(type) {
 	case round.Persist:
-		return writeWatermark(filepath.Join(p.dir, watermarkFile), a.Watermark, a.Counter)
+		if err := writeWatermark(filepath.Join(p.dir, watermarkFile), a.Watermark, a.Counter); err != nil {
+			return err
+		}
+		p.note(stepPersist, "")
 	case round.Send:
 		if s, ok := a.Message.Body.(round.SignedRecord); ok { // the next gradient may build on it at once
 			l.records[s.Record.ID()] = s.Record
 		}
-		return p.broadcast(a.Message)
+		if err := p.broadcast(a.Message); err != nil {
+			return err
+		}
+		switch a.Message.Type() {
+		case round.TypeAnnounce:
+			p.note(stepAnnounce, "")
+		case round.TypeBallot:
+			p.note(stepBallot, "")
+		case round.TypeRecord:
+			p.note(stepRecord, "")
+		}
 	case round.WriteCheckpoint:
+		p.note(stepCheckpoint, checkpointName(&a.Record))
 		p.writeCheckpoint(ctx, a)
 	case round.PersistVote:
 		p.persistVote(ctx, a)
@@ -365,14 +474,18 @@ func (p *peer) act(ctx context.Context, a round.Action) error {
 	case round.Compute:
 		parent := l.records[a.Parent] // one that is not kept has no state: that fails there
 		v := p.validate(ctx, parent)
+		p.note(stepCompute, "")
 		p.background(ctx, "compute", func(ctx context.Context) result { return p.compute(ctx, a, parent, v) })
 	case round.Fetch:
+		p.note(stepFetch, a.Gradient.String())
 		p.background(ctx, "fetch/"+a.Gradient.String(), func(ctx context.Context) result { return p.fetch(ctx, a) })
 	case round.Apply:
 		parent := l.records[a.Parent]
+		p.note(stepApply, "")
 		p.background(ctx, "apply", func(context.Context) result { return p.apply(a, parent) })
 	case round.FetchState:
 		l.records[a.ID] = a.Record
+		p.note(stepPursue, a.ID.String())
 		p.background(ctx, "state", func(ctx context.Context) result { return p.fetchState(ctx, a) })
 	case round.Adopt:
 		p.adopt(ctx, a)
@@ -382,8 +495,37 @@ func (p *peer) act(ctx context.Context, a round.Action) error {
 		p.report(a)
 	case round.Finished:
 		l.finished = &a
+		p.note(stepFinish, "")
 	}
 	return nil
+}
+
+// note writes a step into the journal.
+func (p *peer) note(step, name string) {
+	at := p.loop.machine.Progress()
+	p.loop.journal.note(entry{Step: step, Slot: at.Slot, Round: at.Height, Name: name})
+}
+
+// wish returns what this peer says of its budget with its average: what the run
+// has cost it, in billionths of a dollar, and whether the run should stop.
+func (p *peer) wish(parent round.Hash) (spent uint64, stop round.Stop) {
+	l := &p.loop
+	p.meter.settle(time.Now(), p.sent())
+	_, elapsed, cost := p.meter.totals()
+	spent = uint64(cost / 1000)
+	if limit := p.job.MaxTime; limit > 0 && elapsed >= limit {
+		return spent, round.StopTime
+	}
+	if p.job.BudgetUSD > 0 {
+		l.claims[round.Peer(p.n-1)] = spent
+		r := l.records[parent]
+		total := l.claims.total(p.sharesAt(r))
+		next := total / bill.Money(r.Height+1) // what a round takes: this one is paid for
+		if (total + next).Dollars() > p.job.BudgetUSD {
+			return spent, round.StopMoney
+		}
+	}
+	return spent, round.GoOn
 }
 
 // background runs f and passes on its result. Work of the same name that is
@@ -513,7 +655,7 @@ func (p *peer) compute(ctx context.Context, a round.Compute, parent round.Record
 		}
 	}
 	codec, size := p.store.codec()
-	return result{loss: avg.loss, height: a.Height, done: avg.release, event: round.GradientReady{
+	return result{own: computed{avg.loss, avg.samples}, height: a.Height, done: avg.release, event: round.GradientReady{
 		Slot: a.Slot, Parent: a.Parent, Gradient: avg.hash, Bytes: uint64(size), Codec: codec, Validation: told,
 	}}
 }
@@ -682,34 +824,52 @@ func (p *peer) adopt(ctx context.Context, a round.Adopt) {
 	e := Event{
 		Event: "round", Slot: a.Record.Slot, Round: a.Record.Height, Model: a.Record.Model.String(),
 		Seconds: now.Sub(l.headAt).Seconds(), How: how, Degraded: a.Record.Degraded(p.faultyAt(a.Record)), Used: p.used(),
+		Steps: l.watch.lap(now),
 	}
-	l.headAt = now
+	if p.platform != nil {
+		e.Instances = p.platform.Stats().Instances
+	}
 	for _, s := range a.Record.Set {
 		e.Members = append(e.Members, int(s.Peer)+1)
 	}
-	if loss, ok := l.losses[a.Record.Height]; ok && a.Record.Has(round.Peer(p.n-1)) {
-		e.Loss = &loss
+	if own, ok := l.own[a.Record.Height]; ok && a.Record.Has(round.Peer(p.n-1)) {
+		e.Loss, e.Samples = own.loss, own.samples
 	}
-	p.emit(e)
+	p.meter.round(e, now, p.sent(), p.traffic())
+	l.slow.round(now.Sub(l.headAt))
+	l.headAt = now
+	used, elapsed, _ := p.meter.totals()
+	l.journal.note(entry{Step: stepAdopt, Slot: a.Record.Slot, Round: a.Record.Height, Record: &a.Record, Links: l.machine.Links(), Used: &used, Elapsed: elapsed.Milliseconds()})
 	if v, model := a.Record.Validation, p.job.validated(a.Record.Height); v.Count > 0 && model > 0 {
 		accuracy, loss := float64(v.Correct)/float64(v.Count), float64(v.LossMicro)/1e6
 		p.emit(Event{Event: "validation", Round: model, Accuracy: &accuracy, Loss: &loss})
 	}
-	for height := range l.losses {
+	for height := range l.own {
 		if height+2 < a.Record.Height {
-			delete(l.losses, height)
+			delete(l.own, height)
 		}
 	}
 }
 
-// used returns what the peer has used so far.
+// used returns what the peer has used since it was started.
 func (p *peer) used() *Usage {
-	s := p.host.Stats()
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.usage.Bytes = int64(s.MessageBytesOut + s.HeartbeatBytesOut + s.BodyBytesOut)
-	u := p.usage
+	u := Usage{Bytes: p.sent(), Timeouts: p.loop.timeouts}
+	if p.platform != nil {
+		s := p.platform.Stats()
+		u.Invocations, u.GBSeconds = int(s.Invocations), s.GBSeconds
+	}
 	return &u
+}
+
+// sent returns the bytes sent to other peers since this one was started.
+func (p *peer) sent() int64 {
+	s := p.host.Stats()
+	return int64(s.MessageBytesOut + s.HeartbeatBytesOut + s.BodyBytesOut)
+}
+
+// traffic returns what went between this peer and each other one.
+func (p *peer) traffic() []p2p.Traffic {
+	return slices.DeleteFunc(p.host.Traffic(), func(t p2p.Traffic) bool { return t.Member == p.n-1 })
 }
 
 // retain drops what the machine no longer needs.
@@ -744,9 +904,7 @@ func (p *peer) report(r round.Report) {
 	}
 	p.log.Log(context.Background(), level, r.Kind.String(), "slot", r.Slot, "round", r.Height, "peer", r.Peer+1, "text", r.Text)
 	if r.Kind.Timeout() {
-		p.mu.Lock()
-		p.usage.Timeouts++
-		p.mu.Unlock()
+		p.loop.timeouts++
 	}
 	switch r.Kind {
 	case round.PeerLost, round.PeerReturned, round.DegradedRecord, round.Reorganisation, round.GradientMissing:
@@ -797,8 +955,14 @@ func (p *peer) finish() error {
 	if err := p.leave(&t); err != nil {
 		return err
 	}
+	p.note(stepModel, "")
 	p.log.Info("finished", "round", r.Height, "model", r.Model.Short(), "reason", p.loop.finished.Reason.String())
-	return p.leaveHead(r)
+	if err := p.leaveHead(r); err != nil {
+		return err
+	}
+	p.note(stepEnd, "")
+	p.emit(Event{Event: "finished", Round: r.Height, Model: r.Model.String(), StopReason: p.loop.finished.Reason.String()})
+	return nil
 }
 
 // leaveHead writes the state that a peer stops at.

@@ -12,8 +12,10 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"syscall"
 	"time"
 
+	"github.com/spirt-ml/spirt/bill"
 	"github.com/spirt-ml/spirt/dataset"
 	"github.com/spirt-ml/spirt/function"
 	"github.com/spirt-ml/spirt/internal/membership"
@@ -46,6 +48,8 @@ type PeerConfig struct {
 	// Logger takes what is of interest to someone who looks for a fault.
 	// Default: none.
 	Logger *slog.Logger
+
+	step func(entry) // for tests: called after each step is in the journal
 }
 
 // RunPeer runs one peer until the job is finished or ctx is cancelled, which
@@ -83,6 +87,7 @@ type peer struct {
 	store    *store
 	platform *function.Platform
 	computer *computer
+	meter    *meter
 	host     *p2p.Host
 	cleanup  []func() error // in reverse order
 	loop     loop
@@ -96,7 +101,6 @@ type peer struct {
 
 	mu      sync.Mutex
 	book    addressBook
-	usage   Usage
 	partial *partial                   // state that is being fetched
 	opened  map[[32]byte]round.Message // by check, until the loop has them
 }
@@ -152,6 +156,7 @@ func openPeer(cfg PeerConfig) (_ *peer, err error) {
 		return nil, err
 	}
 	p.onClose(p.events.Close)
+	p.meter = &meter{emit: p.emit, prices: bill.Default(), database: p.cfg.Database != ""}
 	socket, err := p.openDatabase()
 	if err != nil {
 		return nil, err
@@ -286,7 +291,7 @@ func (p *peer) openFunctions(socket string) error {
 	p.platform, err = function.New(function.Config{
 		Name: "gradient", Command: []string{p.cfg.Executable, "function"},
 		Concurrency: f.Concurrency, MemoryMB: f.MemoryMB, Timeout: f.Timeout, IdleTimeout: 5 * time.Minute, Retries: 3,
-		Isolation: p.isolation(socket), Logger: p.log, OnInvocation: p.meter,
+		Isolation: p.isolation(socket), Logger: p.log, OnInvocation: p.meter.invocation,
 	})
 	if err != nil {
 		return err
@@ -307,25 +312,46 @@ func (p *peer) isolation(socket string) function.Isolation {
 	return function.Isolation{Network: true}
 }
 
-// meter adds one invocation to the peer's usage.
-func (p *peer) meter(i function.Invocation) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	p.usage.Invocations++
-	p.usage.GBSeconds += i.GBSeconds()
-}
-
 // maxWarning bounds the text of a warning in bytes.
 const maxWarning = 4 << 10
 
-// warn tells the user about something that does not end the run.
+// warn tells the user about something that does not end the run. What caused
+// it follows from the errors among args.
 func (p *peer) warn(format string, args ...any) {
+	cause := ""
+	for _, a := range args {
+		if err, ok := a.(error); ok && cause == "" {
+			cause = causeOf(err)
+		}
+	}
+	p.warnOf(cause, 0, format, args...)
+}
+
+// causeOf tells kinds of failure apart; empty where it is none of those that
+// have a name.
+func causeOf(err error) string {
+	var failed *function.FunctionError
+	switch {
+	case errors.Is(err, syscall.ENOSPC) || errors.Is(err, tensordb.ErrDiskFull):
+		return events.CauseDisk
+	case errors.Is(err, syscall.ENOMEM) || errors.Is(err, tensordb.ErrMemory):
+		return events.CauseMemory
+	case errors.As(err, &failed) && failed.Type == function.TypeMemory:
+		return events.CauseMemory
+	case failed != nil:
+		return events.CauseFunction
+	}
+	return ""
+}
+
+// warnOf is warn with what caused it and whom it is about, 0 for nobody.
+func (p *peer) warnOf(cause string, about int, format string, args ...any) {
 	message := fmt.Sprintf(format, args...)
 	if len(message) > maxWarning { // a function's error may have 256 KB
 		message = strings.ToValidUTF8(message[:maxWarning], "") + "..."
 	}
 	p.log.Warn(message)
-	p.emit(Event{Event: "warning", Message: message})
+	p.emit(Event{Event: "warning", Message: message, Cause: cause, About: about})
 }
 
 // emit writes an event of this peer. A full disk must not end the training:

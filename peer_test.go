@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"github.com/spirt-ml/spirt/bill"
 	"github.com/spirt-ml/spirt/events"
 	"maps"
 	"os"
@@ -63,8 +64,19 @@ func TestRunPeer(t *testing.T) {
 		t.Errorf("the rounds were %v", rounds)
 	}
 	var validated []uint64
+	var invoked bill.Usage // since the round before
 	for _, e := range events {
 		switch e.Event {
+		case "invocation":
+			if i := e.Invocation; i == nil || i.Task != "gradient" && i.Task != "evaluate" || i.Attempt != 1 || i.Error != "" || i.BilledMS < 1 || i.MemoryMB != 256 || i.MS <= 0 {
+				t.Errorf("%+v", e.Invocation)
+			} else {
+				invoked = invoked.Add(i.Usage())
+			}
+		case "finished":
+			if e.Round != 7 || e.StopReason != "rounds" || e.Model != model {
+				t.Errorf("%+v", e)
+			}
 		case "validation":
 			validated = append(validated, e.Round)
 			if e.Accuracy == nil || e.Loss == nil || *e.Accuracy < 0 || *e.Accuracy > 1 {
@@ -76,6 +88,17 @@ func TestRunPeer(t *testing.T) {
 			} else if want := 2 * int(e.Round); e.Used.Invocations < want || e.Used.Timeouts != 0 || e.Used.Bytes != 0 {
 				t.Errorf("round %d: %+v", e.Round, *e.Used)
 			}
+			// What a round cost is what its events add up to.
+			s := e.Spent
+			if s == nil || len(e.Steps) == 0 || e.Samples != 2*smallJob(7).BatchSize {
+				t.Fatalf("%+v", e)
+			}
+			u := invoked
+			u.PeerMillis = s.PeerMillis
+			if s.Usage != u || s.CostUSD != bill.Default().Cost(u).Total() || s.CostUSD == 0 {
+				t.Errorf("round %d: spent %+v, its invocations say %+v", e.Round, *s, u)
+			}
+			invoked = bill.Usage{}
 		default:
 			t.Errorf("event %+v", e)
 		}

@@ -33,7 +33,6 @@ type Event struct {
 	Seconds   float64   `json:"seconds,omitempty"`
 	How       string    `json:"how,omitempty"` // recomputed, fetched or reorganised
 	Degraded  bool      `json:"degraded,omitempty"`
-	Samples   int       `json:"samples,omitempty"`   // that the peer computed gradients of; in eval, that were evaluated
 	Steps     []Step    `json:"steps,omitempty"`     // how the time was spent
 	Traffic   []Traffic `json:"traffic,omitempty"`   // since the peer's round before
 	Used      *Usage    `json:"usage,omitempty"`     // by the peer since it started
@@ -42,6 +41,7 @@ type Event struct {
 
 	// validation, eval: Accuracy and Loss; eval also Samples.
 	Accuracy *float64 `json:"accuracy,omitempty"`
+	Samples  int      `json:"samples,omitempty"` // that were evaluated; in round, that the peer computed gradients of
 
 	// peer: Peer is now in State; By saw it (0: the process that started it).
 	State string `json:"state,omitempty"`

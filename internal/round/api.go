@@ -93,6 +93,9 @@ type Config struct {
 	// Kept are the records of other checkpoints on disk, whose states the host
 	// restored too.
 	Kept []Record
+	// OnDisk is the newest checkpoint on disk, where it is not Head: the host
+	// has Head's state from elsewhere.
+	OnDisk Hash
 	// Watermark and Counter are those of the last Persist of this identity,
 	// zero if there was none. Nothing at or below them is signed.
 	Watermark, Counter uint64

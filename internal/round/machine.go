@@ -177,7 +177,9 @@ func New(cfg Config) (*Machine, error) {
 		return nil, errors.New("round: the roster of the restored head is not among those that are known")
 	}
 	if m.head != m.genesis {
-		m.onDisk = m.head.id
+		if m.onDisk = m.cfg.OnDisk; m.onDisk == (Hash{}) {
+			m.onDisk = m.head.id
+		}
 		m.head.restore(cfg.Links)
 	}
 	for _, r := range cfg.Kept {
