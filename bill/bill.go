@@ -1,10 +1,10 @@
 // Package bill says what a run costs: what was used, as whole numbers, times a
-// table of prices. Call Default or Load for a Table, then Table.Cost.
+// table of prices. Call Open for the Table that a user names, then Table.Cost.
 //
 // Amounts are whole picodollars and usage is counted in whole units, so the
 // same usage has the same cost on every machine, in whatever order it was
-// added up. The prices of Default are those of a published price list with its
-// date; no other discount, tax or free tier is known here.
+// added up. The prices of the built-in tables are those of published lists with
+// their date; no discount, tax or free tier is known here.
 package bill
 
 import (
@@ -47,10 +47,10 @@ func (m Money) String() string {
 }
 
 // MarshalJSON writes dollars.
-func (m Money) MarshalJSON() ([]byte, error) { return []byte(m.decimal()), nil }
+func (m Money) MarshalJSON() ([]byte, error) { return []byte(m.Decimal()), nil }
 
-// decimal returns the exact amount of dollars.
-func (m Money) decimal() string {
+// Decimal returns the exact amount of dollars without a sign of them: "0.25".
+func (m Money) Decimal() string {
 	sign, u := "", uint64(m)
 	if m < 0 {
 		sign, u = "-", -u
@@ -117,14 +117,22 @@ type Usage struct {
 // reckons it.
 func (u Usage) GBSeconds() float64 { return float64(u.MBMillis) / (1024 * 1000) }
 
-// Add returns the sum of both.
+// Add returns the sum of both, each number at most the largest there is.
 func (u Usage) Add(v Usage) Usage {
-	u.Invocations += v.Invocations
-	u.MBMillis += v.MBMillis
-	u.PeerMillis += v.PeerMillis
-	u.DBMillis += v.DBMillis
-	u.BytesOut += v.BytesOut
+	u.Invocations = sum(u.Invocations, v.Invocations)
+	u.MBMillis = sum(u.MBMillis, v.MBMillis)
+	u.PeerMillis = sum(u.PeerMillis, v.PeerMillis)
+	u.DBMillis = sum(u.DBMillis, v.DBMillis)
+	u.BytesOut = sum(u.BytesOut, v.BytesOut)
 	return u
+}
+
+// sum returns a+b, or the largest number there is: usage comes from files too.
+func sum(a, b int64) int64 {
+	if b > 0 && a > math.MaxInt64-b {
+		return math.MaxInt64
+	}
+	return a + b
 }
 
 // Sub returns what u has more than v.
@@ -139,14 +147,15 @@ func (u Usage) Sub(v Usage) Usage {
 
 // Table is a table of prices.
 type Table struct {
-	Name     string `json:"name" yaml:"name"`       // what is priced, such as "AWS us-east-1, arm64"
-	Date     string `json:"date" yaml:"date"`       // of the prices, as 2006-01-02
-	Source   string `json:"source" yaml:"source"`   // where they stand
-	GBSecond Money  `json:"gb_second" yaml:"-"`     // of a function
-	Request  Money  `json:"request" yaml:"-"`       // one invocation
-	PeerHour Money  `json:"peer_hour" yaml:"-"`     // the machine of a peer
-	DBHour   Money  `json:"database_hour" yaml:"-"` // the machine of a database that is not in the peer's process
-	GBOut    Money  `json:"gigabyte_out" yaml:"-"`  // 1e9 bytes between peers
+	Name     string `json:"name" yaml:"name"`             // what is priced, such as "AWS us-east-1, arm64"
+	Date     string `json:"date" yaml:"date"`             // of the prices, as 2006-01-02
+	Source   string `json:"source" yaml:"source"`         // where they stand
+	Notes    string `json:"notes,omitempty" yaml:"notes"` // what to know of them
+	GBSecond Money  `json:"gb_second" yaml:"-"`           // of a function
+	Request  Money  `json:"request" yaml:"-"`             // one invocation
+	PeerHour Money  `json:"peer_hour" yaml:"-"`           // the machine of a peer
+	DBHour   Money  `json:"database_hour" yaml:"-"`       // the machine of a database that is not in the peer's process
+	GBOut    Money  `json:"gigabyte_out" yaml:"-"`        // 1e9 bytes between peers
 }
 
 // Cost is what usage costs, by kind.

@@ -60,6 +60,17 @@ type Tail struct {
 	r    *bufio.Reader
 	part []byte // a line whose end is not written yet
 	long bool   // that line is too long: the rest of it is dropped
+
+	skipped int // lines that were no events
+}
+
+// Skipped returns how many lines were too long or torn so far, with what stands
+// at the end of the log without an end of its own.
+func (t *Tail) Skipped() int {
+	if len(t.part) > 0 || t.long {
+		return t.skipped + 1
+	}
+	return t.skipped
 }
 
 func OpenTail(path string) (*Tail, error) {
@@ -73,6 +84,20 @@ func OpenTail(path string) (*Tail, error) {
 // Next returns the lines that are complete by now, with the event in each. It
 // returns none at the present end of the log.
 func (t *Tail) Next() (lines [][]byte, events []Event, err error) {
+	err = t.each(func(line []byte, e *Event) {
+		lines, events = append(lines, bytes.Clone(line)), append(events, *e)
+	})
+	return lines, events, err
+}
+
+// Each is Next for who looks at each event once: it calls f with those that are
+// complete by now, and keeps none.
+func (t *Tail) Each(f func(*Event)) error {
+	return t.each(func(_ []byte, e *Event) { f(e) })
+}
+
+// each calls f with every complete line, which is valid until f returns.
+func (t *Tail) each(f func(line []byte, e *Event)) error {
 	for {
 		b, err := t.r.ReadSlice('\n')
 		if t.long = t.long || len(t.part)+len(b) > MaxLine; t.long {
@@ -84,17 +109,18 @@ func (t *Tail) Next() (lines [][]byte, events []Event, err error) {
 		case errors.Is(err, bufio.ErrBufferFull):
 			continue
 		case errors.Is(err, io.EOF):
-			return lines, events, nil
+			return nil
 		case err != nil:
-			return lines, events, err
+			return err
 		}
-		line := bytes.Clone(t.part)
-		t.part, t.long = t.part[:0], false
 		var e Event
-		if err := json.Unmarshal(line, &e); err != nil {
-			continue // a line torn by a full disk is skipped, not fatal
+		err = json.Unmarshal(t.part, &e)
+		if err == nil {
+			f(t.part, &e)
+		} else if t.long || len(bytes.TrimSpace(t.part)) > 0 {
+			t.skipped++ // a line torn by a full disk is skipped, not fatal
 		}
-		lines, events = append(lines, line), append(events, e)
+		t.part, t.long = t.part[:0], false
 	}
 }
 
