@@ -17,6 +17,7 @@ const (
 	modelFile   = "model.safetensors"
 	recordFile  = "run.json"
 	peersDir    = "peers"
+	curvesFile  = "curves" // .svg and .png
 	invitesFile = "invites.json"
 
 	// in peers/<n>

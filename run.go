@@ -400,10 +400,10 @@ func lastLines(path, otherwise string) string {
 }
 
 func (r *run) record(state string, done *Event) error {
-	b, err := json.MarshalIndent(RunInfo{
+	b, err := json.MarshalIndent(r.describe(RunInfo{
 		State: state, Version: Version(), Go: runtime.Version(), Platform: runtime.GOOS + "/" + runtime.GOARCH,
 		CPUs: runtime.NumCPU(), PID: os.Getpid(), Started: r.started.UTC(), Job: r.job, Done: done,
-	}, "", "  ")
+	}), "", "  ")
 	if err != nil {
 		return fmt.Errorf("encoding %s: %w", recordFile, err)
 	}

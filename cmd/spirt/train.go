@@ -60,6 +60,11 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 			}
 			done, err := spirt.Train(ctx, job, cfg)
 			p.close()
+			if done.Event != "" { // it was started, whatever came of it
+				if cerr := spirt.WriteCurves(cfg.Dir); cerr != nil {
+					p.say("the curves could not be drawn: %v", cerr)
+				}
+			}
 			if cause := context.Cause(ctx); err != nil && c.Context().Err() == nil && cause != nil {
 				return cause
 			} else if err != nil {
