@@ -153,40 +153,24 @@ func (c *Chart) legend(m measure) (rows [][]Series, at [][]float64) {
 }
 
 // label returns a text as it is drawn: on one line and not too long.
-func label(s string) string {
-	r := []rune(strings.Join(strings.Fields(strings.ToValidUTF8(s, "?")), " "))
+func label(s string) string { return clean(s, maxLabel) }
+
+// long is label for a title, which has the width of the picture.
+func long(s string) string { return clean(s, 2*maxLabel) }
+
+// clean returns a text of at most so many characters, without those that are
+// for no eye.
+func clean(s string, most int) string {
+	r := []rune(strings.Join(strings.Fields(strings.ToValidUTF8(s[:min(len(s), 4*most+4)], "?")), " "))
 	for i := range r {
 		if r[i] < ' ' || r[i] >= 0x7f && r[i] < 0xa0 || r[i] == 0xfffe || r[i] == 0xffff {
 			r[i] = '?'
 		}
 	}
-	if len(r) > maxLabel {
-		r = append(r[:maxLabel-1], '…')
+	if len(r) > most {
+		r = append(r[:most-1], '…')
 	}
 	return string(r)
-}
-
-// long is label for a title, which has the width of the picture.
-func long(s string) string {
-	var parts []string
-	for s != "" {
-		n := min(len(s), maxLabel/2)
-		for n < len(s) && s[n]&0xc0 == 0x80 {
-			n++
-		}
-		parts, s = append(parts, label(s[:n])+suffixSpace(s[:n])), s[n:]
-		if len(parts) == 5 {
-			break
-		}
-	}
-	return strings.TrimSpace(strings.Join(parts, ""))
-}
-
-func suffixSpace(s string) string {
-	if strings.HasSuffix(s, " ") {
-		return " "
-	}
-	return ""
 }
 
 // draw draws the chart.

@@ -71,7 +71,7 @@ func points(s *events.Series) (x, y []float64) {
 }
 
 // window returns over how many points of n a noisy curve is averaged.
-func window(n int) int { return max(1, n/50) }
+func window(n int) int { return max(1, n/25) }
 
 // smooth returns the mean of each value and those before it, w in all.
 func smooth(y []float64, w int) []float64 {

@@ -48,7 +48,7 @@ func (p *Panel) scales(at point, w float64) (xs, ys scale, ok bool) {
 	if xLow > xHigh {
 		return xs, ys, false
 	}
-	if xLow > 0 && xLow <= xHigh/5 || xLow == xHigh && xLow > 0 {
+	if xLow > 0 && xLow <= xHigh/2 || xLow == xHigh && xLow > 0 {
 		xLow = 0
 	}
 	xs = linear(xLow, xHigh, 6, 1)
