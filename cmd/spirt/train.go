@@ -21,6 +21,7 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	target := "off"
 	var cfg spirt.TrainConfig
 	var asJSON bool
+	var watched metricsFlags
 	c := &cobra.Command{
 		Use:   "train",
 		Short: "Train a model with several peers on this machine",
@@ -58,6 +59,13 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 				}
 				p.event(e)
 			}
+			if watched.at != "" {
+				stop, err := watched.train(&cfg, p.say)
+				if err != nil {
+					return usage(err)
+				}
+				defer stop()
+			}
 			done, err := spirt.Train(ctx, job, cfg)
 			p.close()
 			if done.Event != "" { // it was started, whatever came of it
@@ -79,6 +87,7 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	f.StringVar(&cfg.Dir, "run", "", "run folder, which must not exist (default runs/<time>-<model>)")
 	f.StringVar(&cfg.Listen, "listen", "", "host:port of peer 1; peer n takes the port n-1 above (default loopback, free ports)")
 	f.StringSliceVar(&cfg.Databases, "db", nil, "tensor databases in other processes, redis://[user:password@]host:port, rediss:// or unix:///path: one for each peer, or one for all (default in each peer's own process)")
+	watched.add(f)
 	f.BoolVar(&cfg.Verbose, "verbose", false, "have the peers log every action of the round protocol")
 	f.BoolVar(&asJSON, "json", false, "write events to standard output, one JSON object a line")
 	return c

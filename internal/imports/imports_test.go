@@ -51,6 +51,7 @@ var families = map[string]family{
 	"nn":                   {layer: 1},
 	"optim":                {layer: 1},
 	"events":               {layer: 1, external: anything},
+	"metrics":              {layer: 2, external: []string{"github.com/prometheus/client_golang"}},
 	"chart":                {layer: 2, external: []string{"golang.org/x/image"}},
 	"bill":                 {layer: 0, external: anything},
 	"robust":               {layer: 1},
