@@ -9,10 +9,10 @@ import (
 	"strings"
 	"syscall"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/goccy/go-yaml"
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/parser"
 
 	"github.com/spirt-ml/spirt/dataset"
 	"github.com/spirt-ml/spirt/function/gradient"
@@ -162,6 +162,9 @@ func (j *Job) Resolve() error {
 		return fmt.Errorf("model: %w", err)
 	}
 	orString(&j.Data, "mnist-10k")
+	if !utf8.ValidString(j.Data) || strings.ContainsFunc(j.Data, func(r rune) bool { return unicode.IsControl(r) || r == utf8.RuneError }) {
+		return fmt.Errorf("data: %.64q has a control character or is not UTF-8: give the folder another name", j.Data)
+	}
 	orString(&j.Optimizer, "adam")
 	if j.Optimizer != optim.SGD && j.Optimizer != optim.Adam {
 		return fmt.Errorf("optimizer: %.32q is unknown: take sgd or adam", j.Optimizer)
@@ -338,60 +341,7 @@ func (j *Job) open() (*nn.Model, *dataset.Dataset, error) {
 	return model, data, nil
 }
 
-// LoadJob reads a job file and resolves it.
-func LoadJob(path string) (Job, error) {
-	b, err := readFile(path, maxJobFile)
-	if err != nil {
-		return Job{}, err
-	}
-	j, err := parseJob(b)
-	if err != nil {
-		return Job{}, fmt.Errorf("job file %s: %w", path, err)
-	}
-	return j, nil
-}
-
-// parseJob reads the text of a job file and resolves the job.
-func parseJob(b []byte) (Job, error) {
-	var j Job
-	if err := yaml.UnmarshalWithOptions(b, &j, yaml.Strict()); err != nil {
-		return Job{}, errors.New(strings.TrimSpace(yaml.FormatError(err, false, true)))
-	}
-	if err := checkYAML(b); err != nil {
-		return Job{}, err
-	}
-	return j, j.Resolve()
-}
-
-// checkYAML refuses what the YAML library takes without a word: fractions
-// where whole numbers belong, which it cuts off, and further documents.
-func checkYAML(b []byte) error {
-	file, err := parser.ParseBytes(b, 0)
-	if err != nil {
-		return err
-	}
-	if len(file.Docs) > 1 {
-		return fmt.Errorf("%d YAML documents, only one may stand here", len(file.Docs))
-	}
-	for _, doc := range file.Docs {
-		if doc.Body == nil {
-			continue
-		}
-		for _, n := range ast.Filter(ast.MappingValueType, doc.Body) {
-			pair := n.(*ast.MappingValueNode)
-			f, ok := pair.Value.(*ast.FloatNode)
-			key := pair.Key.String()
-			if !ok || key == "lr" || key == "target_accuracy" || key == "min_delta" || key == "budget_usd" || key == "speed" || f.Value == math.Trunc(f.Value) {
-				continue
-			}
-			at := f.GetToken().Position
-			return fmt.Errorf("[%d:%d] %s: %v is not a whole number", at.Line, at.Column, key, f.Value)
-		}
-	}
-	return nil
-}
-
-// maxJobFile bounds the size of a job or roster file in bytes.
+// maxJobFile bounds the size of a settings or roster file in bytes.
 const maxJobFile = 1 << 20
 
 // readFile reads a file of at most limit bytes.

@@ -55,7 +55,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
 		return usage(fmt.Errorf("%w (see `%s --help`)", err, c.CommandPath()))
 	})
-	root.AddCommand(trainCommand(stdout, stderr), jobCommand(stdout), inviteCommand(stdout), joinCommand(stderr), peerCommand(stderr),
+	root.AddCommand(initCommand(stdout), trainCommand(stdout, stderr), jobCommand(stdout), inviteCommand(stdout), joinCommand(stderr), peerCommand(stderr),
 		peersCommand(stdout), expelCommand(stdout), leaveCommand(stdout, stderr), rotateKeyCommand(stdout, stderr), rosterCommand(stdout),
 		functionCommand(stderr), dbCommand(stdout, stderr), evalCommand(stdout), metricsCommand(stdout, stderr), billCommand(stdout), pricesCommand(stdout), simulateCommand(stdout, stderr), versionCommand(stdout))
 	for _, c := range root.Commands() {

@@ -33,9 +33,7 @@ func jobCommand(stdout io.Writer) *cobra.Command {
 		Short: "Make a job that peers on other machines join",
 		RunE:  func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	job := spirt.DefaultJob()
-	job.Byzantine, job.Cooldown = 0, 0 // follow from --peers and --rounds
-	target := "off"
+	var flags jobFlags
 	var cfg spirt.JobConfig
 	create := &cobra.Command{
 		Use:   "create DIR",
@@ -43,26 +41,25 @@ func jobCommand(stdout io.Writer) *cobra.Command {
 		Long: "Create makes a folder with a new job: what is trained, the admin key that decides who takes\n" +
 			"part, and this machine's peer. Training starts when --peers members have joined.\n\n" +
 			"Keep a copy of DIR/admin.key where nobody else reads it.",
-		Example: "  spirt job create --peers 4 --batches-per-round 8 home\n  spirt peer home          # runs this machine's peer\n  spirt invite --uses 3 home",
+		Example: "  spirt job create --peers 4 --batches-per-round 8 home\n  spirt job create --job job.yaml home\n  spirt peer home          # runs this machine's peer\n  spirt invite --uses 3 home",
 		Args:    exactly(1, "the folder to make"),
 		RunE: func(c *cobra.Command, args []string) error {
-			if err := setTarget(&job, target); err != nil {
-				return usage(err)
-			}
-			if err := requirePositive(c, "peers", "rounds", "batch-size", "batches-per-round", "lr"); err != nil {
+			job, err := flags.job(c)
+			if err != nil {
 				return usage(err)
 			}
 			cfg.Dir = args[0]
 			if err := spirt.CreateJob(c.Context(), job, cfg); err != nil {
-				return err
+				return flags.explain(err)
 			}
-			_, err := fmt.Fprintf(stdout, "made the job in %s; training starts when %d members are there\nnow run its peer:  spirt peer %s\nand invite others: spirt invite --uses %d %s\n",
+			_, err = fmt.Fprintf(stdout, "made the job in %s; training starts when %d members are there\nnow run its peer:  spirt peer %s\nand invite others: spirt invite --uses %d %s\n",
 				cfg.Dir, job.Peers, cfg.Dir, max(1, job.Peers-1), cfg.Dir)
 			return err
 		},
 	}
-	jobFlags(create, &job, &target)
+	flags.add(create)
 	f := create.Flags()
+	f.StringVar(&flags.file, "job", "", "a job file, which says what the flags do not (see `spirt init --help`)")
 	f.StringVar(&cfg.Name, "name", "", "name of this machine's peer, for people")
 	f.StringVar(&cfg.Listen, "listen", "0.0.0.0:7000", "host:port to listen on; port 0 takes a free one and keeps it")
 	f.StringSliceVar(&cfg.Announce, "announce", nil, "further host:port at which others reach this peer, as through a router")

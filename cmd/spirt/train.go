@@ -2,44 +2,50 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os/signal"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/spirt-ml/spirt"
 )
 
 func trainCommand(stdout, stderr io.Writer) *cobra.Command {
-	job := spirt.DefaultJob()
-	job.Byzantine, job.Cooldown = 0, 0 // follow from --peers and --rounds
-	target := "off"
 	var cfg spirt.TrainConfig
+	var flags jobFlags
 	var asJSON bool
 	var watched metricsFlags
 	c := &cobra.Command{
-		Use:   "train",
+		Use:   "train [JOB.yaml]",
+		Args:  cobra.MaximumNArgs(1),
 		Short: "Train a model with several peers on this machine",
 		Long: "Train starts one process for each peer, each with its own identity, tensor database and\n" +
 			"function instances, and watches them. It coordinates nothing: the peers agree among\n" +
 			"themselves and finish also when this command is killed.\n\n" +
+			"A job file, which `spirt init` writes, says what is trained; flags go before what stands in it.\n" +
 			"The run folder keeps the job, the events, the model and a folder for each peer.",
 		Example: "  spirt train\n" +
+			"  spirt train job.yaml --rounds 1000\n" +
 			"  spirt train --functions database\n" +
 			"  spirt train --db redis://127.0.0.1:6379\n" +
 			"  spirt train --model cnn --optimizer sgd --lr 0.05 --rounds 800\n" +
 			"  spirt train --data idx:~/fashion-mnist --target-accuracy 0.9 --run runs/fashion\n" +
 			"  spirt train --json | jq 'select(.event==\"validation\")'",
-		RunE: func(c *cobra.Command, _ []string) error {
-			if err := setTarget(&job, target); err != nil {
-				return usage(err)
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 1 {
+				flags.file = args[0]
 			}
-			if err := requirePositive(c, "peers", "rounds", "batch-size", "batches-per-round", "lr"); err != nil {
+			job, err := flags.job(c)
+			if err != nil {
 				return usage(err)
 			}
 			if cfg.Dir == "" {
@@ -76,13 +82,13 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 			if cause := context.Cause(ctx); err != nil && c.Context().Err() == nil && cause != nil {
 				return cause
 			} else if err != nil {
-				return err
+				return flags.explain(err)
 			}
 			p.summary(done)
 			return nil
 		},
 	}
-	jobFlags(c, &job, &target)
+	flags.add(c)
 	f := c.Flags()
 	f.StringVar(&cfg.Dir, "run", "", "run folder, which must not exist (default runs/<time>-<model>)")
 	f.StringVar(&cfg.Listen, "listen", "", "host:port of peer 1; peer n takes the port n-1 above (default loopback, free ports)")
@@ -93,24 +99,120 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	return c
 }
 
-// jobFlags are those that say what is trained.
-func jobFlags(c *cobra.Command, job *spirt.Job, target *string) {
-	f := c.Flags()
-	f.IntVar(&job.Peers, "peers", job.Peers, "number of peers, 1 to 64")
-	f.StringVar(&job.Model, "model", job.Model, "model: lenet5, cnn, mlp or logistic")
-	f.StringVar(&job.Data, "data", job.Data, "data set: mnist-10k, or idx:FOLDER with IDX files")
-	f.StringVar(&job.Optimizer, "optimizer", job.Optimizer, "optimizer: adam, or sgd with momentum 0.9")
-	f.Float32Var(&job.LearningRate, "lr", job.LearningRate, "learning rate")
-	f.IntVar(&job.BatchSize, "batch-size", job.BatchSize, "samples in a minibatch")
-	f.IntVar(&job.BatchesPerRound, "batches-per-round", job.BatchesPerRound, "minibatches that each peer averages in a round")
-	f.IntVar(&job.Rounds, "rounds", job.Rounds, "rounds to train")
-	f.IntVar(&job.Cooldown, "cooldown", 0, "last rounds in which the learning rate falls to zero (default half of them; -1 for none)")
-	f.StringVar(target, "target-accuracy", *target, "stop at this validation accuracy, a fraction such as 0.97, or off")
-	f.StringVar(&job.Shards, "shards", job.Shards, "training samples of a peer: dealt anew in each epoch, or fixed, as with private data")
-	f.IntVar(&job.PauseAfter, "pause-after", job.PauseAfter, "wait, so many rounds after the last final checkpoint, until a quorum is connected (0: train on)")
-	f.StringVar(&job.Functions.Kind, "functions", "processes", "what computes gradients: processes, which are function instances, or the database itself")
-	f.StringVar(&job.Codec, "codec", job.Codec, "averages travel as float32, or as float16 in half the bytes")
-	f.Uint64Var(&job.Seed, "seed", job.Seed, "fixes the initial parameters and the order of the data")
+// jobFlags are the flags that say what is trained, and the file that says it
+// where they do not.
+type jobFlags struct {
+	file   string
+	flags  spirt.Job
+	target string
+	set    *pflag.FlagSet
+	read   *spirt.JobFile // nil: there is no file
+}
+
+// add adds the flags to a command.
+func (j *jobFlags) add(c *cobra.Command) {
+	j.flags, j.target = spirt.DefaultJob(), "off"
+	j.flags.Byzantine, j.flags.Cooldown = 0, 0 // follow from --peers and --rounds
+	f := pflag.NewFlagSet("job", pflag.ContinueOnError)
+	f.IntVar(&j.flags.Peers, "peers", j.flags.Peers, "number of peers, 1 to 64")
+	f.StringVar(&j.flags.Model, "model", j.flags.Model, "model: lenet5, cnn, mlp or logistic")
+	f.StringVar(&j.flags.Data, "data", j.flags.Data, "data set: mnist-10k, or idx:FOLDER with IDX files")
+	f.StringVar(&j.flags.Optimizer, "optimizer", j.flags.Optimizer, "optimizer: adam, or sgd with momentum 0.9")
+	f.Float32Var(&j.flags.LearningRate, "lr", j.flags.LearningRate, "learning rate")
+	f.IntVar(&j.flags.BatchSize, "batch-size", j.flags.BatchSize, "samples in a minibatch")
+	f.IntVar(&j.flags.BatchesPerRound, "batches-per-round", j.flags.BatchesPerRound, "minibatches that each peer averages in a round")
+	f.IntVar(&j.flags.Rounds, "rounds", j.flags.Rounds, "rounds to train")
+	f.IntVar(&j.flags.Cooldown, "cooldown", 0, "last rounds in which the learning rate falls to zero (default half of them; -1 for none)")
+	f.StringVar(&j.target, "target-accuracy", j.target, "stop at this validation accuracy, a fraction such as 0.97, or off")
+	f.StringVar(&j.flags.Shards, "shards", j.flags.Shards, "training samples of a peer: dealt anew in each epoch, or fixed, as with private data")
+	f.IntVar(&j.flags.PauseAfter, "pause-after", j.flags.PauseAfter, "wait, so many rounds after the last final checkpoint, until a quorum is connected (0: train on)")
+	f.StringVar(&j.flags.Functions.Kind, "functions", "processes", "what computes gradients: processes, which are function instances, or the database itself")
+	f.StringVar(&j.flags.Codec, "codec", j.flags.Codec, "averages travel as float32, or as float16 in half the bytes")
+	f.Uint64Var(&j.flags.Seed, "seed", j.flags.Seed, "fixes the initial parameters and the order of the data")
+	j.set = f
+	c.Flags().AddFlagSet(f)
+}
+
+// job returns the job that the file and the flags say, which go before it.
+func (j *jobFlags) job(c *cobra.Command) (spirt.Job, error) {
+	if err := requirePositive(c, "peers", "rounds", "batch-size", "batches-per-round", "lr"); err != nil {
+		return spirt.Job{}, err
+	}
+	if j.file != "" {
+		read, err := spirt.ReadJobFile(j.file)
+		if errors.Is(err, fs.ErrNotExist) {
+			err = fmt.Errorf("the job file: %w: `spirt init %s` writes one", err, j.file)
+		}
+		if err != nil {
+			return spirt.Job{}, err
+		}
+		given := map[*pflag.Flag]string{}
+		j.set.VisitAll(func(f *pflag.Flag) {
+			if f.Changed {
+				given[f] = f.Value.String()
+			}
+		})
+		j.read, j.flags = read, read.Job
+		for f, text := range given { // again, since the file's are there now
+			if err := f.Value.Set(text); err != nil {
+				return spirt.Job{}, fmt.Errorf("--%s %s: %w", f.Name, text, err)
+			}
+		}
+	}
+	if j.read == nil || j.set.Changed("target-accuracy") {
+		if err := setTarget(&j.flags, j.target); err != nil {
+			return spirt.Job{}, err
+		}
+	}
+	job := j.flags
+	if err := job.Resolve(); err != nil {
+		return spirt.Job{}, j.explain(err)
+	}
+	return job, nil
+}
+
+// explain says whether an error about a field of the job is about a flag, or
+// where in the file it is.
+func (j *jobFlags) explain(err error) error {
+	field := spirt.FieldOf(err)
+	if field == "" {
+		return err
+	}
+	changed := false
+	j.set.VisitAll(func(f *pflag.Flag) { changed = changed || f.Changed && fieldOfFlag(f.Name) == field })
+	if changed {
+		_, says, _ := strings.Cut(err.Error(), ": ")
+		text := fmt.Errorf("--%s: %s%s", flagOfField(field), says, j.flags.MeantBy(field))
+		var wrong *spirt.UsageError
+		if errors.As(err, &wrong) {
+			return usage(text)
+		}
+		return text
+	}
+	if j.read != nil {
+		var wrong *spirt.UsageError
+		located := j.read.Locate(err)
+		if errors.As(err, &wrong) {
+			return usage(located)
+		}
+		return located
+	}
+	return err
+}
+
+// fieldOfFlag returns the field of a job that a flag sets.
+func fieldOfFlag(flag string) string {
+	if flag == "functions" {
+		return "functions.kind"
+	}
+	return strings.ReplaceAll(flag, "-", "_")
+}
+
+func flagOfField(field string) string {
+	if field == "functions.kind" {
+		return "functions"
+	}
+	return strings.ReplaceAll(field, "_", "-")
 }
 
 // requirePositive refuses a flag that was set to zero: in a job zero would
