@@ -16,6 +16,7 @@ const (
 	eventsFile  = "events.jsonl"
 	modelFile   = "model.safetensors"
 	recordFile  = "run.json"
+	pricesFile  = "prices.yaml"
 	peersDir    = "peers"
 	curvesFile  = "curves" // .svg and .png
 	invitesFile = "invites.json"

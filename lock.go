@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 )
 
 // lockPeer makes this process the only one that runs a peer, so that nothing
@@ -38,6 +39,34 @@ func LockFolder(dir string) (release func() error, err error) {
 		return nil, fmt.Errorf("%s is in use by another process: end that one first or take another folder", dir)
 	}
 	return release, nil
+}
+
+// awaitPeer returns the process that runs a peer, and a channel that gets
+// errNotOurs when it has ended. The channel is nil if none does.
+func awaitPeer(run string, n int) (pid int, gone <-chan error) {
+	path := filepath.Join(peerDir(run, n), lockFileName)
+	if _, err := os.Stat(path); err != nil {
+		return 0, nil
+	}
+	release, pid, err := lockPath(path)
+	if err == nil && release != nil {
+		release()
+	}
+	if err != nil || release != nil || pid == 0 {
+		return 0, nil // who starts it finds out
+	}
+	ended := make(chan error, 1)
+	go func() { // ends with that process
+		for {
+			if release, _, err := lockPath(path); err == nil && release != nil {
+				release()
+				ended <- errNotOurs
+				return
+			}
+			time.Sleep(pollEvents)
+		}
+	}()
+	return pid, ended
 }
 
 // lockPath locks a file and writes this process's number into it. Where

@@ -15,7 +15,6 @@ import (
 	"syscall"
 	"time"
 
-	"github.com/spirt-ml/spirt/bill"
 	"github.com/spirt-ml/spirt/dataset"
 	"github.com/spirt-ml/spirt/function"
 	"github.com/spirt-ml/spirt/internal/membership"
@@ -156,7 +155,11 @@ func openPeer(cfg PeerConfig) (_ *peer, err error) {
 		return nil, err
 	}
 	p.onClose(p.events.Close)
-	p.meter = &meter{emit: p.emit, prices: bill.Default(), database: p.cfg.Database != ""}
+	prices, err := runPrices(cfg.Run)
+	if err != nil {
+		return nil, err
+	}
+	p.meter = &meter{emit: p.emit, prices: prices, database: p.cfg.Database != ""}
 	socket, err := p.openDatabase()
 	if err != nil {
 		return nil, err

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spirt-ml/spirt/bill"
 	"github.com/spirt-ml/spirt/dataset"
 	"github.com/spirt-ml/spirt/function"
 	"github.com/spirt-ml/spirt/tensordb"
@@ -44,6 +45,11 @@ type TrainConfig struct {
 	// one that all share, each with keys of its own. Default: each peer has one
 	// in its own process.
 	Databases []string
+	// Prices is the name of a built-in table of prices, or a file with one, by
+	// which the run is billed. Default: bill.Default.
+	Prices string
+	// Kill ends the peers at once when it is closed, without a checkpoint.
+	Kill <-chan struct{}
 	// Verbose has the peers log every action of the round protocol.
 	Verbose bool
 	// OnEvent is called with every event of the run in order, and with the
@@ -82,36 +88,113 @@ func Train(ctx context.Context, job Job, cfg TrainConfig) (Event, error) {
 	if err := checkDatabases(cfg.Databases, job.Peers); err != nil {
 		return Event{}, &UsageError{err}
 	}
+	prices := bill.Default()
+	if cfg.Prices != "" {
+		if prices, err = bill.Open(cfg.Prices); err != nil {
+			return Event{}, &UsageError{fmt.Errorf("prices: %w", err)}
+		}
+	}
 	if err := createRun(cfg.Dir, job); err != nil {
 		return Event{}, err
 	}
+	if err := bill.Write(filepath.Join(cfg.Dir, pricesFile), prices); err != nil {
+		return Event{}, err
+	}
 	for i := range job.Peers {
-		if len(cfg.Databases) == 0 {
+		if len(cfg.Databases) == 0 && cfg.Listen == "" {
 			break
 		}
-		url := cfg.Databases[min(i, len(cfg.Databases)-1)]
-		if err := (settings{Listen: listen[i], Database: url}).write(peerDir(cfg.Dir, i+1)); err != nil {
+		s := settings{Listen: listen[i]}
+		if n := len(cfg.Databases); n > 0 {
+			s.Database = cfg.Databases[min(i, n-1)]
+		}
+		if err := s.write(peerDir(cfg.Dir, i+1)); err != nil {
 			return Event{}, err
 		}
 	}
-	r := &run{dir: cfg.Dir, job: job, data: data, started: time.Now(), onEvent: cfg.OnEvent, peers: make([]child, job.Peers)}
-	if r.log, err = events.OpenLog(filepath.Join(cfg.Dir, eventsFile)); err != nil {
+	r := &run{dir: cfg.Dir, job: job, data: data, prices: prices, started: time.Now(), onEvent: cfg.OnEvent, peers: make([]child, job.Peers)}
+	for i := range r.peers {
+		r.peers[i].listen = listen[i]
+	}
+	return r.run(ctx, cfg, "started")
+}
+
+// Resume goes on with a run whose peers have stopped, or of which some have:
+// those that run still are watched, the others are started again. What the run
+// folder says counts; of cfg only Dir, Executable, Kill, Verbose and OnEvent
+// do. A run that is done is not touched: its "done" is returned.
+func Resume(ctx context.Context, cfg TrainConfig) (Event, error) {
+	info, err := ReadRun(cfg.Dir)
+	if errors.Is(err, os.ErrNotExist) {
+		return Event{}, &UsageError{fmt.Errorf("%s is no run of `spirt train`: it has no %s (a job of several machines goes on with `spirt peer %s`)", cfg.Dir, recordFile, cfg.Dir)}
+	} else if err != nil {
+		return Event{}, err
+	}
+	if info.State == "done" && info.Done != nil {
+		return *info.Done, nil
+	}
+	job, _, err := loadJob(cfg.Dir)
+	if err != nil {
+		return Event{}, err
+	}
+	_, data, err := job.open()
+	if err != nil {
+		return Event{}, &UsageError{err}
+	}
+	prices, err := runPrices(cfg.Dir)
+	if err != nil {
+		return Event{}, err
+	}
+	r := &run{dir: cfg.Dir, job: job, data: data, prices: prices, started: info.Started, onEvent: cfg.OnEvent, peers: make([]child, job.Peers)}
+	return r.run(ctx, cfg, "resumed")
+}
+
+// runPrices returns the prices of a run.
+func runPrices(dir string) (*bill.Table, error) {
+	path := filepath.Join(dir, pricesFile)
+	t, err := bill.Load(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return bill.Default(), nil
+	}
+	return t, err
+}
+
+// run starts the peers that do not run, and watches all.
+func (r *run) run(ctx context.Context, cfg TrainConfig, how string) (Event, error) {
+	if cfg.Executable == "" {
+		cfg.Executable = function.Self()
+	}
+	unlock, err := LockFolder(r.dir)
+	if err != nil {
+		return Event{}, &UsageError{err}
+	}
+	defer unlock()
+	path := filepath.Join(r.dir, eventsFile)
+	if r.log, err = events.OpenLog(path); err != nil {
 		return Event{}, err
 	}
 	defer r.log.Close()
-	if r.tail, err = events.OpenTail(filepath.Join(cfg.Dir, eventsFile)); err != nil {
+	if r.tail, err = events.OpenTail(path); err != nil {
 		return Event{}, err
 	}
 	defer r.tail.Close()
+	told := r.onEvent
+	r.onEvent = nil
+	r.drain() // what was before
+	r.onEvent = told
+	for i := range r.peers { // of an earlier life
+		r.peers[i].reason = ""
+	}
+	_ = r.log.Emit(Event{Event: "run", State: how, Run: r.dir}) // a full disk must not keep it from going on
 	if err := r.record("running", nil); err != nil {
 		return Event{}, err
 	}
-	exits, err := r.start(cfg, listen)
+	exits, err := r.start(cfg)
 	if err != nil {
 		r.kill()
 		return Event{}, errors.Join(err, r.record("failed", nil))
 	}
-	interrupted := r.watch(ctx, exits)
+	interrupted := r.watch(ctx, cfg.Kill, exits)
 	return r.finish(interrupted)
 }
 
@@ -159,7 +242,9 @@ type run struct {
 	dir     string
 	job     Job
 	data    *dataset.Dataset
+	prices  *bill.Table
 	started time.Time
+	view    events.View
 	onEvent func(Event, []byte)
 	log     *events.Log
 	tail    *events.Tail
@@ -168,12 +253,13 @@ type run struct {
 
 // child is one peer's process and what it said last.
 type child struct {
-	cmd   *exec.Cmd
-	state string // started, finished, stopped, failed or crashed
-	cause string // for people: how it ended
-	round uint64
-	model string
-	usage Usage
+	process *os.Process // of one that runs already, found by its lock, or started here
+	listen  string      // empty: as in its settings
+	state   string      // started, finished, stopped, failed or crashed
+	cause   string      // for people: how it ended
+	round   uint64
+	model   string
+	reason  string // why the run ended for it, once it has finished
 }
 
 type exit struct {
@@ -181,17 +267,31 @@ type exit struct {
 	err  error
 }
 
-// start spawns every peer. Each is the leader of a process group and writes
-// to files only, so that it lives on when this process is killed.
-func (r *run) start(cfg TrainConfig, listen []string) (<-chan exit, error) {
+// start spawns every peer that does not run. Each is the leader of a process
+// group and writes to files only, so that it lives on when this process is
+// killed.
+func (r *run) start(cfg TrainConfig) (<-chan exit, error) {
 	exits := make(chan exit, len(r.peers))
 	for i := range r.peers {
 		n := i + 1
+		if pid, gone := awaitPeer(r.dir, n); gone != nil {
+			process, err := os.FindProcess(pid)
+			if err != nil {
+				return nil, fmt.Errorf("finding peer %d, process %d: %w", n, pid, err)
+			}
+			r.peers[i].process = process
+			r.setState(i, "started", "it was running already")
+			go func() { exits <- exit{i, <-gone} }() // ends with the process
+			continue
+		}
 		log, err := os.OpenFile(filepath.Join(peerDir(r.dir, n), logFile), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
 		if err != nil {
 			return nil, err
 		}
-		cmd := exec.Command(cfg.Executable, "peer", "--run", r.dir, "--peer", strconv.Itoa(n), "--listen", listen[i])
+		cmd := exec.Command(cfg.Executable, "peer", "--run", r.dir, "--peer", strconv.Itoa(n))
+		if at := r.peers[i].listen; at != "" {
+			cmd.Args = append(cmd.Args, "--listen", at)
+		}
 		if cfg.Verbose {
 			cmd.Args = append(cmd.Args, "--verbose")
 		}
@@ -204,7 +304,7 @@ func (r *run) start(cfg TrainConfig, listen []string) (<-chan exit, error) {
 		if err != nil {
 			return nil, fmt.Errorf("starting peer %d: %w", n, err)
 		}
-		r.peers[i].cmd = cmd
+		r.peers[i].process = cmd.Process
 		r.setState(i, "started", "")
 		go func() { exits <- exit{i, cmd.Wait()} }() // ends with the process
 	}
@@ -226,16 +326,16 @@ func (r *run) setState(i int, state, cause string) {
 	p := &r.peers[i]
 	p.state, p.cause = state, cause
 	// A full disk must not end the run: the peers go on without the event.
-	_ = r.log.Emit(Event{Event: "peer", Peer: i + 1, State: state, PID: p.cmd.Process.Pid, Message: cause})
+	_ = r.log.Emit(Event{Event: "peer", Peer: i + 1, State: state, PID: p.process.Pid, Message: cause})
 }
 
 // watch passes events on until all peers have ended, and reports whether ctx
 // was cancelled.
-func (r *run) watch(ctx context.Context, exits <-chan exit) (interrupted bool) {
+func (r *run) watch(ctx context.Context, kill <-chan struct{}, exits <-chan exit) (interrupted bool) {
 	// Who gets the events may block this goroutine: the peers stop all the same.
 	stop := context.AfterFunc(ctx, func() {
 		for i := range r.peers {
-			interrupt(r.peers[i].cmd.Process)
+			interrupt(r.peers[i].process)
 		}
 	})
 	defer stop()
@@ -247,7 +347,11 @@ func (r *run) watch(ctx context.Context, exits <-chan exit) (interrupted bool) {
 		case e := <-exits:
 			running--
 			interrupted = ctx.Err() != nil
+			r.drain() // it may have told that it finished
 			state, cause := exitState(e.err, interrupted)
+			if errors.Is(e.err, errNotOurs) {
+				state, cause = r.lostState(e.peer, interrupted)
+			}
 			r.setState(e.peer, state, cause)
 		case <-tick.C:
 			r.drain()
@@ -255,6 +359,9 @@ func (r *run) watch(ctx context.Context, exits <-chan exit) (interrupted bool) {
 			done = nil
 			grace = time.After(stopGrace)
 		case <-grace:
+			r.kill()
+		case <-kill:
+			kill = nil
 			r.kill()
 		}
 	}
@@ -269,11 +376,13 @@ func (r *run) drain() {
 		return // the log is this process's own folder: it comes back or the run ends by itself
 	}
 	for i, e := range events {
-		if e.Event == "round" && e.Peer >= 1 && e.Peer <= len(r.peers) {
-			p := &r.peers[e.Peer-1]
-			p.round, p.model = e.Round, e.Model
-			if e.Used != nil {
-				p.usage = *e.Used
+		r.view.Add(&e)
+		if e.Peer >= 1 && e.Peer <= len(r.peers) {
+			switch p := &r.peers[e.Peer-1]; e.Event {
+			case "round":
+				p.round, p.model = e.Round, e.Model
+			case "finished":
+				p.round, p.model, p.reason = e.Round, e.Model, e.StopReason
 			}
 		}
 		if r.onEvent != nil {
@@ -284,8 +393,8 @@ func (r *run) drain() {
 
 func (r *run) kill() {
 	for i := range r.peers {
-		if cmd := r.peers[i].cmd; cmd != nil {
-			_ = cmd.Process.Kill() // it may have ended already
+		if p := r.peers[i].process; p != nil && r.peers[i].state == "started" {
+			_ = p.Kill() // it may have ended already
 		}
 	}
 }
@@ -301,30 +410,48 @@ func exitState(err error, interrupted bool) (state, cause string) {
 	case exited.ExitCode() == ExitInterrupted || interrupted:
 		return "stopped", exited.Error()
 	case exited.ExitCode() < 0:
-		return "crashed", exited.Error()
+		return "crashed", exited.Error() + outOfMemory(exited)
 	}
 	return "failed", exited.Error()
+}
+
+// errNotOurs ends a peer that this process did not start.
+var errNotOurs = errors.New("ended")
+
+// lostState says how a peer ended whose exit code nobody has.
+func (r *run) lostState(i int, interrupted bool) (state, cause string) {
+	switch {
+	case r.peers[i].reason != "":
+		return "finished", ""
+	case interrupted:
+		return "stopped", "it was asked to"
+	}
+	return "crashed", "it ended without having finished"
 }
 
 // finish evaluates the model that the surviving peers left and reports the
 // run as done.
 func (r *run) finish(interrupted bool) (Event, error) {
-	done := Event{Event: "done", Run: r.dir, StopReason: "rounds", Usage: &Usage{}}
+	cost := r.prices.Cost(r.view.Usage).Total()
+	done := Event{Event: "done", Run: r.dir, StopReason: "rounds", CostUSD: &cost, Usage: &Usage{
+		Invocations: int(r.view.Functions.Invocations), GBSeconds: r.view.Usage.GBSeconds(), Bytes: r.view.Usage.BytesOut,
+	}}
 	models := map[string]int{}
 	survivors := 0
 	for i, p := range r.peers {
 		done.Peers = append(done.Peers, PeerDone{Peer: i + 1, State: p.state, Round: p.round, Model: p.model})
-		done.Invocations += p.usage.Invocations
-		done.GBSeconds += p.usage.GBSeconds
-		done.Bytes += p.usage.Bytes
-		done.Timeouts += p.usage.Timeouts
+		if v := r.view.Peer(i + 1); v != nil {
+			done.Timeouts += v.Timeouts
+		}
 		if p.state == "finished" {
 			survivors++
 			models[p.model]++
 			done.Rounds, done.Model = max(done.Rounds, p.round), p.model
+			orString(&p.reason, done.StopReason)
+			done.StopReason = p.reason
 		}
 	}
-	done.Seconds = time.Since(r.started).Seconds()
+	done.Seconds = r.view.Elapsed().Seconds()
 	state, err := "done", error(nil)
 	switch {
 	case interrupted:
@@ -338,11 +465,8 @@ func (r *run) finish(interrupted bool) (Event, error) {
 			state = "failed"
 		}
 	}
-	switch {
-	case err != nil:
+	if err != nil {
 		done.StopReason = state
-	case done.Rounds < uint64(r.job.Rounds):
-		done.StopReason = "target"
 	}
 	err = errors.Join(err, r.log.Emit(done), r.record(state, &done))
 	r.drain()

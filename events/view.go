@@ -66,6 +66,7 @@ type PeerView struct {
 	Waiting   *Event // the last event of that kind, nil after the next round
 	Rounds    []RoundView
 	In, Out   map[int]int64 // bytes from and to each other peer
+	timeouts  int           // since it was last started
 }
 
 // RoundView is one round at one peer.
@@ -205,7 +206,12 @@ func (v *View) round(p *PeerView, e *Event) {
 	v.RoundSeconds.Add(e.Round, e.Seconds)
 	v.Samples += int64(max(e.Samples, 0))
 	if e.Used != nil {
-		p.Timeouts = e.Used.Timeouts
+		if n := e.Used.Timeouts; n < p.timeouts { // it was started again
+			p.timeouts = 0
+		} else if n-p.timeouts < 1<<20 {
+			p.Timeouts += n - p.timeouts
+		}
+		p.timeouts = e.Used.Timeouts
 	}
 	if s := e.Spent; s != nil {
 		u := s.Usage
