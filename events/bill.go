@@ -58,6 +58,7 @@ type peerBill struct {
 	usage   bill.Usage
 	rounds  int
 	pending bill.Usage // since its last round
+	used    int        // invocations of its process, as its last round says
 }
 
 // Count is how many invocations there were of a sort and what they used.
@@ -169,7 +170,18 @@ func (b *Bill) round(p *peerBill, e *Event) {
 	p.rounds++
 	counted := p.pending
 	p.pending = bill.Usage{}
+	before := p.used
+	if e.Used != nil {
+		p.used = e.Used.Invocations
+	}
 	if s := e.Spent; s != nil {
+		// A peer that somebody started again by hand says so only here: its first
+		// round tells all that its process has used.
+		if e.Used != nil && before > 0 && int64(p.used) <= s.Invocations {
+			if lost := counted.Sub(bill.Usage{Invocations: s.Invocations, MBMillis: s.MBMillis}); lost.Invocations > 0 && lost.MBMillis >= 0 {
+				b.abandoned, counted = b.abandoned.Add(lost), counted.Sub(lost)
+			}
+		}
 		if s.Invocations < 0 || s.MBMillis < 0 || outside(s.PeerMillis) || outside(s.DBMillis) || outside(s.BytesOut) {
 			b.implausible++
 		} else {

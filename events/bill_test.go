@@ -178,6 +178,35 @@ func TestBillRestart(t *testing.T) {
 	}
 }
 
+// A peer that is started again by hand says nothing of it but by counting from
+// nothing.
+func TestBillRestartByHand(t *testing.T) {
+	used := func(e *Event, n int) *Event {
+		e.Used = &Usage{Invocations: n}
+		return e
+	}
+	b := Bill{Own: bill.Default()}
+	add(&b,
+		called(1, 10, 128, nil),
+		used(ended(1, 1, bill.Usage{Invocations: 1, MBMillis: 1280}), 1),
+		called(1, 10, 128, nil),
+		used(ended(1, 2, bill.Usage{Invocations: 1, MBMillis: 1280}), 2),
+		called(1, 20, 128, nil), // and it is killed
+		called(1, 30, 128, nil),
+		used(ended(1, 3, bill.Usage{Invocations: 1, MBMillis: 3840}), 1),
+		called(1, 10, 128, nil), // here it is not, and it tells too little
+		called(1, 10, 128, nil),
+		used(ended(1, 4, bill.Usage{Invocations: 1, MBMillis: 1280}), 2),
+	)
+	s := b.Statement(bill.Default())
+	if s.Differ != 1 || s.Differences[0].Round != 4 {
+		t.Errorf("%+v", s.Differences)
+	}
+	if s.Abandoned.Usage != (bill.Usage{Invocations: 1, MBMillis: 20 * 128}) {
+		t.Errorf("abandoned %+v", s.Abandoned)
+	}
+}
+
 // What no process can mean is left out and counted.
 func TestBillImplausible(t *testing.T) {
 	b := Bill{}

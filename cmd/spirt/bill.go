@@ -107,8 +107,8 @@ func statement(run string, s *events.Statement, skipped int, rounds bool) string
 	c, u := s.Cost, s.Usage
 	fmt.Fprintf(t, "  functions\t%v\t%.3f GB-s\n", c.Functions, u.GBSeconds())
 	fmt.Fprintf(t, "  requests\t%v\t%s\n", c.Requests, plural(int(u.Invocations), "invocation"))
-	fmt.Fprintf(t, "  peers\t%v\t%.1f min\n", c.Peers, float64(u.PeerMillis)/60e3)
-	fmt.Fprintf(t, "  databases\t%v\t%.1f min\n", c.Databases, float64(u.DBMillis)/60e3)
+	fmt.Fprintf(t, "  peers\t%v\t%s\n", c.Peers, lasting(float64(u.PeerMillis)/1e3))
+	fmt.Fprintf(t, "  databases\t%v\t%s\n", c.Databases, lasting(float64(u.DBMillis)/1e3))
 	fmt.Fprintf(t, "  transfer\t%v\t%s\n", c.Transfer, size(uint64(max(u.BytesOut, 0))))
 	fmt.Fprintln(t)
 	for _, k := range s.Tasks {
@@ -177,4 +177,15 @@ func statement(run string, s *events.Statement, skipped int, rounds bool) string
 		fmt.Fprintf(&b, "\n%s told what cannot be, which is not in the bill.\n", plural(s.Implausible, "event"))
 	}
 	return b.String()
+}
+
+// lasting is a time for people.
+func lasting(seconds float64) string {
+	switch {
+	case seconds >= 7200:
+		return fmt.Sprintf("%.1f h", seconds/3600)
+	case seconds >= 120:
+		return fmt.Sprintf("%.1f min", seconds/60)
+	}
+	return fmt.Sprintf("%.1f s", seconds)
 }

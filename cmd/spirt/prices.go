@@ -20,7 +20,7 @@ func pricesCommand(stdout io.Writer) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "prices [NAME|FILE]",
 		Short: "List the tables of prices, or write one to edit",
-		Long: "Prices lists the tables of prices that spirt bill takes by name (--prices),\n" +
+		Long: "Prices lists the tables of prices that spirt train, bill and plan take by name (--prices),\n" +
 			"shows one of them or a file of yours, or writes one to a file for you to edit.\n" +
 			"docs/bill.md says what is counted.",
 		Example: "  spirt prices\n  spirt prices --write prices.yaml aws-arm64\n  spirt prices prices.yaml     # checks it",

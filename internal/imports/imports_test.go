@@ -53,6 +53,7 @@ var families = map[string]family{
 	"events":               {layer: 1, external: anything},
 	"metrics":              {layer: 2, external: []string{"github.com/prometheus/client_golang"}},
 	"chart":                {layer: 2, external: []string{"golang.org/x/image"}},
+	"plan":                 {layer: 2},
 	"bill":                 {layer: 0, external: anything},
 	"robust":               {layer: 1},
 	"tensor":               {layer: 0},
