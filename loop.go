@@ -520,8 +520,8 @@ func (p *peer) wish(parent round.Hash) (spent uint64, stop round.Stop) {
 		l.claims[round.Peer(p.n-1)] = spent
 		r := l.records[parent]
 		total := l.claims.total(p.sharesAt(r))
-		next := total / bill.Money(r.Height+1) // what a round takes: this one is paid for
-		if (total + next).Dollars() > p.job.BudgetUSD {
+		next := total / bill.Money(r.Height+1) // what a round takes: this one is not all paid, and the next begins before it ends
+		if (total + 2*next).Dollars() > p.job.BudgetUSD {
 			return spent, round.StopMoney
 		}
 	}

@@ -79,6 +79,8 @@ func report(stderr io.Writer, err error) int {
 	}
 	var wrong *spirt.UsageError
 	switch {
+	case errors.Is(err, errBudget):
+		return spirt.ExitBudget
 	case errors.Is(err, spirt.ErrInterrupted), errors.Is(err, context.Canceled):
 		fmt.Fprintln(stderr, "spirt: interrupted")
 		return spirt.ExitInterrupted

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"os"
 	"os/signal"
 	"path/filepath"
 	"strconv"
@@ -24,6 +25,7 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	var flags jobFlags
 	var asJSON bool
 	var watched metricsFlags
+	resume := ""
 	c := &cobra.Command{
 		Use:   "train [JOB.yaml]",
 		Args:  cobra.MaximumNArgs(1),
@@ -32,13 +34,18 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 			"function instances, and watches them. It coordinates nothing: the peers agree among\n" +
 			"themselves and finish also when this command is killed.\n\n" +
 			"A job file, which `spirt init` writes, says what is trained; flags go before what stands in it.\n" +
-			"The run folder keeps the job, the events, the model and a folder for each peer.",
+			"The run folder keeps the job, the events, the model and a folder for each peer.\n\n" +
+			"Ctrl-C has the peers leave a checkpoint and stop; a second one ends them at once. --resume goes\n" +
+			"on with a run that was interrupted or killed. A run that ends by --max-time or --budget-usd exits\n" +
+			"with 3, its model is as good as it got.",
 		Example: "  spirt train\n" +
 			"  spirt train job.yaml --rounds 1000\n" +
 			"  spirt train --functions database\n" +
 			"  spirt train --db redis://127.0.0.1:6379\n" +
 			"  spirt train --model cnn --optimizer sgd --lr 0.05 --rounds 800\n" +
 			"  spirt train --data idx:~/fashion-mnist --target-accuracy 0.9 --run runs/fashion\n" +
+			"  spirt train --patience 5 --min-delta 0.001 --max-time 30m --budget-usd 0.50\n" +
+			"  spirt train --resume runs/fashion\n" +
 			"  spirt train --json | jq 'select(.event==\"validation\")'",
 		RunE: func(c *cobra.Command, args []string) error {
 			if len(args) == 1 {
@@ -47,6 +54,12 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 			job, err := flags.job(c)
 			if err != nil {
 				return usage(err)
+			}
+			if resume != "" {
+				if job, err = toResume(c, &flags, resume); err != nil {
+					return err
+				}
+				cfg.Dir = resume
 			}
 			if cfg.Dir == "" {
 				cfg.Dir = filepath.Join("runs", time.Now().Format("20060102-150405")+"-"+job.Model)
@@ -72,7 +85,15 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 				}
 				defer stop()
 			}
-			done, err := spirt.Train(ctx, job, cfg)
+			kill, calm := secondSignal()
+			defer calm()
+			cfg.Kill = kill
+			var done spirt.Event
+			if resume != "" {
+				done, err = spirt.Resume(ctx, cfg)
+			} else {
+				done, err = spirt.Train(ctx, job, cfg)
+			}
 			p.close()
 			if done.Event != "" { // it was started, whatever came of it
 				if cerr := spirt.WriteCurves(cfg.Dir); cerr != nil {
@@ -85,11 +106,16 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 				return flags.explain(err)
 			}
 			p.summary(done)
+			if done.StopReason == "time" || done.StopReason == "money" {
+				return errBudget
+			}
 			return nil
 		},
 	}
 	flags.add(c)
 	f := c.Flags()
+	f.StringVar(&resume, "resume", "", "go on with the run in this folder; of the other flags only --json, --verbose and those of the view count")
+	f.StringVar(&cfg.Prices, "prices", "", "table of prices, by which the run is billed: a name that `spirt prices` lists, or a file (default that of AWS Lambda, arm64)")
 	f.StringVar(&cfg.Dir, "run", "", "run folder, which must not exist (default runs/<time>-<model>)")
 	f.StringVar(&cfg.Listen, "listen", "", "host:port of peer 1; peer n takes the port n-1 above (default loopback, free ports)")
 	f.StringSliceVar(&cfg.Databases, "db", nil, "tensor databases in other processes, redis://[user:password@]host:port, rediss:// or unix:///path: one for each peer, or one for all (default in each peer's own process)")
@@ -97,6 +123,48 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	f.BoolVar(&cfg.Verbose, "verbose", false, "have the peers log every action of the round protocol")
 	f.BoolVar(&asJSON, "json", false, "write events to standard output, one JSON object a line")
 	return c
+}
+
+// errBudget says that a run ended because a budget was reached: it is done, and
+// has said so.
+var errBudget = errors.New("a budget was reached")
+
+// toResume returns the job of a run that is to go on.
+func toResume(c *cobra.Command, flags *jobFlags, dir string) (job spirt.Job, err error) {
+	var given []string
+	c.Flags().Visit(func(f *pflag.Flag) {
+		if flags.set.Lookup(f.Name) != nil || f.Name == "run" || f.Name == "db" || f.Name == "listen" || f.Name == "prices" {
+			given = append(given, "--"+f.Name)
+		}
+	})
+	if len(given) > 0 || c.Flags().NArg() > 0 {
+		return job, usage(fmt.Errorf("a run that is resumed keeps its job: leave out %s, or start another run", strings.Join(append(given, c.Flags().Args()...), ", ")))
+	}
+	info, err := spirt.ReadRun(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return job, usage(fmt.Errorf("%s is no run folder: `spirt runs` lists those there are", dir))
+	}
+	return info.Job, err
+}
+
+// secondSignal returns a channel that is closed at the second signal to end
+// this process, until calm is called. The first ends the context.
+func secondSignal() (second <-chan struct{}, calm func()) {
+	got, kill, over := make(chan os.Signal, 2), make(chan struct{}), make(chan struct{})
+	signal.Notify(got, os.Interrupt, syscall.SIGTERM)
+	go func() { // ends with calm
+		for n := 0; ; n++ {
+			select {
+			case <-over:
+				return
+			case <-got:
+			}
+			if n == 1 {
+				close(kill)
+			}
+		}
+	}()
+	return kill, func() { signal.Stop(got); close(over) }
 }
 
 // jobFlags are the flags that say what is trained, and the file that says it
@@ -124,6 +192,10 @@ func (j *jobFlags) add(c *cobra.Command) {
 	f.IntVar(&j.flags.Rounds, "rounds", j.flags.Rounds, "rounds to train")
 	f.IntVar(&j.flags.Cooldown, "cooldown", 0, "last rounds in which the learning rate falls to zero (default half of them; -1 for none)")
 	f.StringVar(&j.target, "target-accuracy", j.target, "stop at this validation accuracy, a fraction such as 0.97, or off")
+	f.IntVar(&j.flags.Patience, "patience", 0, "stop when so many validations in a row brought no improvement (0: do not)")
+	f.Float64Var(&j.flags.MinDelta, "min-delta", 0, "by how much the validation loss must fall to count as an improvement")
+	f.DurationVar(&j.flags.MaxTime, "max-time", 0, "stop when the run has gone on for so long, such as 30m (0: no limit)")
+	f.Float64Var(&j.flags.BudgetUSD, "budget-usd", 0, "stop before the run has cost more than so many US dollars by its prices (0: no limit)")
 	f.StringVar(&j.flags.Shards, "shards", j.flags.Shards, "training samples of a peer: dealt anew in each epoch, or fixed, as with private data")
 	f.IntVar(&j.flags.PauseAfter, "pause-after", j.flags.PauseAfter, "wait, so many rounds after the last final checkpoint, until a quorum is connected (0: train on)")
 	f.StringVar(&j.flags.Functions.Kind, "functions", "processes", "what computes gradients: processes, which are function instances, or the database itself")
