@@ -17,7 +17,8 @@ import (
 // after which it does nothing.
 const hangVariable = "SPIRT_TEST_HANG"
 
-// The test binary is the gradient function too, when a platform starts it.
+// The test binary is the gradient function too, when a platform starts it, and
+// a peer that is killed at some step.
 func TestMain(m *testing.M) {
 	if os.Getenv("AWS_LAMBDA_RUNTIME_API") != "" {
 		if address := os.Getenv(hangVariable); address != "" {
@@ -32,6 +33,9 @@ func TestMain(m *testing.M) {
 			})
 		}
 		os.Exit(gradient.Main())
+	}
+	if text := os.Getenv(killVariable); text != "" {
+		os.Exit(killedPeer(text))
 	}
 	os.Exit(m.Run())
 }
