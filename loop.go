@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/spirt-ml/spirt/bill"
+	"github.com/spirt-ml/spirt/events"
 	"github.com/spirt-ml/spirt/internal/membership"
 	"github.com/spirt-ml/spirt/internal/round"
 	"github.com/spirt-ml/spirt/internal/treehash"
@@ -350,6 +351,9 @@ func (p *peer) network(ctx context.Context, e p2p.Event) error {
 	case p2p.Disconnected:
 		if p.loop.head.Height+1 < uint64(p.job.Rounds) { // at the end they leave
 			p.emitMember(e.Member, Event{State: "lost", Message: e.Reason})
+			if l := &p.loop; l.slow.lost(time.Now(), p.host.Stats().Connected) {
+				p.warnOf(events.CauseNetwork, 0, "this peer has lost all others at once: %s", networkState())
+			}
 		}
 		return p.step(ctx, round.Disconnected{Peer: round.Peer(e.Member)})
 	case p2p.Message:
@@ -920,14 +924,25 @@ func (p *peer) report(r round.Report) {
 		}
 		return
 	}
-	p.warnBounded("%s: %s", r.Kind, r.Text)
+	cause, about := events.CauseProtocol, 0
+	if r.Kind == round.BodyDropped && r.Refused {
+		cause = events.CauseRefused
+	}
+	if int(r.Peer) != p.n-1 {
+		about = int(r.Peer) + 1
+	}
+	p.warnBoundedOf(cause, about, "%s: %s", r.Kind, r.Text)
 }
 
 // warnBounded warns of what others may cause as often as they like.
 func (p *peer) warnBounded(format string, args ...any) {
+	p.warnBoundedOf("", 0, format, args...)
+}
+
+func (p *peer) warnBoundedOf(cause string, about int, format string, args ...any) {
 	l := &p.loop
 	if l.warnings++; l.warnings < maxWarnings {
-		p.warn(format, args...)
+		p.warnOf(cause, about, format, args...)
 	} else if l.warnings == maxWarnings {
 		p.warn("further warnings of this kind are not written here")
 	}

@@ -120,6 +120,9 @@ func TestPatrol(t *testing.T) {
 	if _, ok := w.clocks(at.Add(time.Second)); ok {
 		t.Error("a jump of clocks that agree")
 	}
+	if w.lost(at, 1) || !w.lost(at.Add(time.Second), 0) || w.lost(at.Add(2*time.Second), 0) || w.lost(at.Add(time.Minute), 0) {
+		t.Error("whom it has lost at once")
+	}
 	e := Event{Step: "gather", Round: 7, Members: []int{1, 2, 4}, Seconds: 12.4}
 	if got, want := waitingText(e, 1), "round 7: waits for the averages of peers 2, 4, since 12 s"; got != want {
 		t.Errorf("%q, want %q", got, want)

@@ -2,6 +2,7 @@ package spirt
 
 import (
 	"fmt"
+	"net"
 	"slices"
 	"time"
 
@@ -27,6 +28,36 @@ type patrol struct {
 	told  time.Duration
 	laps  []time.Duration // of the last rounds
 	at    time.Time       // of the last look, with both clocks
+	gone  []time.Time     // when members were lost of late
+}
+
+// atOnce is how far apart losses of members are that have one cause.
+const atOnce = 15 * time.Second
+
+// lost notes the loss of a member and reports whether several were lost at
+// once and none is left: then it is rather this peer that is cut off.
+func (w *patrol) lost(now time.Time, left int) bool {
+	w.gone = slices.DeleteFunc(append(w.gone, now), func(at time.Time) bool { return now.Sub(at) > atOnce })
+	if left > 0 || len(w.gone) < 2 {
+		return false
+	}
+	w.gone = nil
+	return true
+}
+
+// networkState says what this machine's interfaces say of its network.
+func networkState() string {
+	all, err := net.Interfaces()
+	if err != nil {
+		return "its network is the likely cause"
+	}
+	for _, i := range all {
+		addrs, err := i.Addrs()
+		if i.Flags&net.FlagUp != 0 && i.Flags&net.FlagLoopback == 0 && err == nil && len(addrs) > 0 {
+			return "its network is the likely cause, though " + i.Name + " is up: look at the cable, the Wi-Fi or the router"
+		}
+	}
+	return "this machine has no network interface that is up"
 }
 
 func (w *patrol) reset(now time.Time) { w.since, w.told = now, 0 }

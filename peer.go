@@ -100,6 +100,7 @@ type peer struct {
 
 	mu      sync.Mutex
 	book    addressBook
+	outputs map[string]bool            // of crashed functions, as told
 	partial *partial                   // state that is being fetched
 	opened  map[[32]byte]round.Message // by check, until the loop has them
 }
@@ -322,12 +323,44 @@ const maxWarning = 4 << 10
 // it follows from the errors among args.
 func (p *peer) warn(format string, args ...any) {
 	cause := ""
-	for _, a := range args {
-		if err, ok := a.(error); ok && cause == "" {
+	for i, a := range args {
+		err, ok := a.(error)
+		if !ok {
+			continue
+		}
+		if cause == "" {
 			cause = causeOf(err)
+		}
+		var failed *function.FunctionError
+		if errors.As(err, &failed) && failed.Output != "" && p.before(failed.Output) {
+			args[i] = fmt.Errorf("%s: %s; its last output was as before", failed.Type, failed.Message)
 		}
 	}
 	p.warnOf(cause, 0, format, args...)
+}
+
+// maxOutputs bounds the outputs of functions that are remembered as told.
+const maxOutputs = 64
+
+// before reports whether the like of it, numbers aside, was told before: a
+// function that crashes for each minibatch tells why once.
+func (p *peer) before(output string) bool {
+	key := strings.Map(func(r rune) rune {
+		if r >= '0' && r <= '9' || r >= 'a' && r <= 'f' {
+			return -1 // addresses and process numbers
+		}
+		return r
+	}, output)
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.outputs[key] {
+		return true
+	}
+	if p.outputs == nil || len(p.outputs) >= maxOutputs {
+		p.outputs = map[string]bool{}
+	}
+	p.outputs[key] = true
+	return false
 }
 
 // causeOf tells kinds of failure apart; empty where it is none of those that

@@ -1,11 +1,16 @@
 package spirt
 
 import (
+	"fmt"
 	"github.com/spirt-ml/spirt/events"
+	"github.com/spirt-ml/spirt/function"
+	"github.com/spirt-ml/spirt/internal/round"
+	"github.com/spirt-ml/spirt/tensordb"
 	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 )
 
@@ -55,5 +60,46 @@ func TestWarningIsBounded(t *testing.T) {
 	check(t, err)
 	if len(lines) != 1 || len(lines[0]) > 2*maxWarning || !strings.HasPrefix(got[0].Message, "minibatch 1 is left out: €") {
 		t.Errorf("%d lines, the first of %d bytes: %.100s", len(lines), len(lines[0]), lines[0])
+	}
+}
+
+// Warnings name what caused them and whom they are about, and a function that
+// crashes for each minibatch tells its last output once.
+func TestWarningsSayWhy(t *testing.T) {
+	path := filepath.Join(t.TempDir(), eventsFile)
+	log, err := events.OpenLog(path)
+	check(t, err)
+	defer log.Close()
+	p := &peer{n: 1, log: slog.New(slog.DiscardHandler), events: log}
+	crash := func(pid int) error {
+		return fmt.Errorf("attempt 4 of 4: %w", &function.FunctionError{Type: function.TypeExit, Message: "exit status 2", Output: fmt.Sprintf("panic: no weights\n\ngoroutine 1, process %d", pid)})
+	}
+	p.warn("minibatch 1 is left out: %v", crash(77))
+	p.warn("minibatch 2 is left out: %v", crash(78))
+	p.warn("no checkpoint: %v", &os.PathError{Op: "write", Path: "x", Err: syscall.ENOSPC})
+	p.warn("no room: %v", fmt.Errorf("storing: %w", tensordb.ErrMemory))
+	p.warn("minibatch 3: %v", &function.FunctionError{Type: function.TypeMemory, Message: "more than 512 MiB"})
+	p.report(round.Report{Kind: round.BodyDropped, Peer: 2, Refused: true, Text: "not finite"})
+	p.report(round.Report{Kind: round.BodyDropped, Peer: 2, Text: "could not be had"})
+	tail, err := events.OpenTail(path)
+	check(t, err)
+	defer tail.Close()
+	_, got, err := tail.Next()
+	check(t, err)
+	want := []struct {
+		cause string
+		about int
+		says  string
+	}{
+		{events.CauseFunction, 0, "no weights"}, {events.CauseFunction, 0, "exit status 2; its last output was as before"}, {events.CauseDisk, 0, "no space left"},
+		{events.CauseMemory, 0, "storing"}, {events.CauseMemory, 0, "more than 512 MiB"}, {events.CauseRefused, 3, "not finite"}, {events.CauseProtocol, 3, "could not"},
+	}
+	if len(got) != len(want) {
+		t.Fatalf("%d warnings, want %d", len(got), len(want))
+	}
+	for i, w := range want {
+		if e := got[i]; e.Event != "warning" || e.Cause != w.cause || e.About != w.about || !strings.Contains(e.Message, w.says) || i == 1 && strings.Contains(e.Message, "no weights") {
+			t.Errorf("warning %d: cause %q about %d: %s", i, e.Cause, e.About, e.Message)
+		}
 	}
 }

@@ -399,6 +399,8 @@ type (
 		Height uint64
 		Record Hash // where the kind is about one
 		Text   string
+		// Refused says of a BodyDropped that the body is not one to train on.
+		Refused bool
 	}
 	// Finished ends the run: all connected members are at this record, or were
 	// waited for. The machine does nothing more.

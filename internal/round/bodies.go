@@ -100,7 +100,8 @@ func (m *Machine) bodyLost(p Peer, g Hash, status bodyStatus, why string) {
 		return
 	}
 	b.status = status
-	m.report(BodyDropped, p, Hash{}, fmt.Sprintf("the gradient of peer %s %s", p, why))
+	m.emit(Report{Kind: BodyDropped, Peer: p, Slot: m.slot, Height: m.head.rec.Height, Refused: status == bodyRefused,
+		Text: fmt.Sprintf("the gradient of peer %s %s", p, why)})
 }
 
 func (m *Machine) gradient(parent Hash) *ownGradient {
