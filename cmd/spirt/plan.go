@@ -198,7 +198,7 @@ func (p *planning) measure(ctx context.Context, stderr io.Writer) (*plan.Measure
 		return nil, fmt.Errorf("making a folder for the rounds to measure: %w", err)
 	}
 	defer os.RemoveAll(dir)
-	bar := newProgress(stderr, j, filepath.Join(dir, "run"))
+	bar := &progress{w: stderr, job: j, dir: filepath.Join(dir, "run")}
 	_, err = spirt.Train(ctx, j, spirt.TrainConfig{Dir: filepath.Join(dir, "run"), OnEvent: func(e spirt.Event, _ []byte) {
 		m.Add(&e)
 		bar.event(e)

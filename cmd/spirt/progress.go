@@ -3,146 +3,131 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
-	"strings"
 	"sync"
 	"time"
-	"unicode"
-
-	"github.com/vbauerster/mpb/v8"
-	"github.com/vbauerster/mpb/v8/decor"
-	"golang.org/x/term"
 
 	"github.com/spirt-ml/spirt"
+	"github.com/spirt-ml/spirt/events"
 )
 
-// progress shows a run to a person: a bar on a terminal, plain lines
-// elsewhere. Its methods are called from one goroutine.
+// progress shows a run to a person: a picture on a terminal, plain lines
+// elsewhere. Its methods are called from one goroutine, but for stopping.
 type progress struct {
 	w        io.Writer
 	job      spirt.Job
 	dir      string
-	started  time.Time
+	quiet    bool // only the summary
+	plain    bool // no picture
+	started  bool
 	lastLine time.Time
-	round    uint64
-	bar      *mpb.Bar // nil where there is no terminal
-	bars     *mpb.Progress
+	view     events.View
 
-	mu       sync.Mutex // the bar draws from its own goroutine
-	loss     float64
-	accuracy float64
-	members  int
+	mu   sync.Mutex
+	live *live // nil where there is no terminal
 }
 
 // plainEvery is the time between two plain lines without other news.
 const plainEvery = 2 * time.Second
 
-func newProgress(w io.Writer, job spirt.Job, dir string) *progress {
-	return &progress{w: w, job: job, dir: dir, accuracy: -1}
-}
-
 // start says what is trained, once the peers are started.
 func (p *progress) start() {
-	w, job := p.w, p.job
-	p.started = time.Now()
-	p.lastLine = p.started
-	fmt.Fprintf(w, "training %s on %s: %d peers, %d rounds of %d x %d samples each, run folder %s\n",
-		job.Model, job.Data, job.Peers, job.Rounds, job.BatchesPerRound, job.BatchSize, p.dir)
-	if f, ok := w.(*os.File); ok && term.IsTerminal(int(f.Fd())) {
-		p.bars = mpb.New(mpb.WithOutput(w), mpb.WithWidth(40), mpb.WithRefreshRate(150*time.Millisecond))
-		p.bar = p.bars.AddBar(int64(job.Rounds),
-			mpb.PrependDecorators(decor.CountersNoUnit("round %d/%d")),
-			mpb.AppendDecorators(decor.Any(func(s decor.Statistics) string { return p.text(s.Current) })),
-		)
+	p.started, p.lastLine = true, time.Now()
+	if p.quiet {
+		return
+	}
+	if !p.plain {
+		p.mu.Lock()
+		p.live = newLive(p.w, &p.view, frame{job: p.job, dir: p.dir})
+		p.mu.Unlock()
+	}
+	if p.live == nil {
+		job := p.job
+		fmt.Fprintf(p.w, "training %s on %s: %d peers, %d rounds of %d x %d samples each, run folder %s\n",
+			job.Model, job.Data, job.Peers, job.Rounds, job.BatchesPerRound, job.BatchSize, p.dir)
 	}
 }
 
-// text is the part of the bar after the bar itself.
-func (p *progress) text(round int64) string {
+// stopping says that the peers were asked to stop.
+func (p *progress) stopping() {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	s := fmt.Sprintf("loss %.4f", p.loss)
-	if p.accuracy >= 0 {
-		s += fmt.Sprintf("  accuracy %.1f %%", 100*p.accuracy)
+	if p.live != nil {
+		p.live.loud()
+		p.live.say("stopping: the peers write their checkpoints; Ctrl-C again ends this at once")
 	}
-	s += fmt.Sprintf("  peers %d/%d", p.members, p.job.Peers)
-	if spent := time.Since(p.started); round > 0 {
-		left := time.Duration(float64(spent) / float64(round) * float64(int64(p.job.Rounds)-round))
-		s += fmt.Sprintf("  %.0f rounds/s  %v left", float64(round)/spent.Seconds(), left.Round(time.Second))
+}
+
+// text is a plain line on the run as it is.
+func (p *progress) text() string {
+	v := &p.view
+	s := fmt.Sprintf("round %d/%d", v.Round, p.job.Rounds)
+	if _, loss, ok := v.Loss.Last(); ok {
+		s += fmt.Sprintf("  loss %.4f", loss)
+	}
+	if _, accuracy, ok := v.Accuracy.Last(); ok {
+		s += fmt.Sprintf("  accuracy %.1f %%", 100*accuracy)
+	}
+	if n := v.SamplesPerSecond(); n > 0 {
+		s += fmt.Sprintf("  %.0f images/s", n)
+	}
+	if v.Spent > 0 {
+		s += "  cost " + v.Spent.String()
+	}
+	if left := v.Left(uint64(p.job.Rounds)); left > 0 {
+		s += "  " + duration(left) + " left"
 	}
 	return s
 }
 
 func (p *progress) event(e spirt.Event) {
-	if p.started.IsZero() {
+	if !p.started {
 		p.start()
+	}
+	before := p.view.Round
+	if p.live != nil {
+		p.live.update(func() { p.view.Add(&e) })
+		return
+	}
+	p.view.Add(&e)
+	if p.quiet {
+		return
 	}
 	switch e.Event {
 	case "round":
-		if e.Round <= p.round {
-			return // another peer told it
-		}
-		p.round = e.Round
-		p.mu.Lock()
-		if e.Loss != nil {
-			p.loss = *e.Loss
-		}
-		p.members = len(e.Members)
-		p.mu.Unlock()
-		if p.bar != nil {
-			p.bar.SetCurrent(int64(e.Round))
-		} else if now := time.Now(); now.Sub(p.lastLine) >= plainEvery {
+		if now := time.Now(); p.view.Round > before && now.Sub(p.lastLine) >= plainEvery {
 			p.lastLine = now
-			fmt.Fprintf(p.w, "round %d/%d  %s\n", e.Round, p.job.Rounds, p.text(int64(e.Round)))
-		}
-	case "validation":
-		if e.Accuracy != nil {
-			p.mu.Lock()
-			p.accuracy = *e.Accuracy
-			p.mu.Unlock()
+			fmt.Fprintln(p.w, p.text())
 		}
 	case "peer":
-		if e.State == "started" || e.State == "finished" || (e.By != 0 && e.State == "connected") {
+		if e.State == "started" || e.State == "finished" || e.State == "connected" && e.By != 0 {
 			return
 		}
-		text := fmt.Sprintf("peer %d %s", e.Peer, e.State)
-		if e.By != 0 { // the whole reason stands in the events
-			reason, _, _ := strings.Cut(e.Message, ":")
-			text = fmt.Sprintf("peer %d: %s (%s)", e.By, text, reason)
-		} else if e.Message != "" {
-			text += ": " + e.Message
-		}
-		p.say("%s", text)
+		p.say("%s", eventText(&e))
 	case "warning":
-		p.say("peer %d: %s", e.Peer, e.Message)
+		p.say("%s", eventText(&e))
 	}
 }
 
-// say prints a line above the bar.
+// say prints a line, or shows it with the picture.
 func (p *progress) say(format string, args ...any) {
-	// What a peer or a function said may hold anything; a terminal obeys some.
-	line := strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, fmt.Sprintf(format, args...)) + "\n"
-	if p.bars != nil {
-		p.bars.Write([]byte(line)) // the bar's own writer keeps lines and bar apart
+	line := clean(fmt.Sprintf(format, args...))
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.live != nil {
+		p.live.say(line)
 		return
 	}
-	io.WriteString(p.w, line)
+	fmt.Fprintln(p.w, line)
 }
 
-// close ends the bar, whatever it shows.
+// close ends the picture, whatever it shows.
 func (p *progress) close() {
-	if p.bar == nil {
-		return
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.live != nil {
+		p.live.close()
+		p.live = nil
 	}
-	if !p.bar.Completed() {
-		p.bar.Abort(false)
-	}
-	p.bars.Wait()
 }
 
 func (p *progress) summary(e spirt.Event) {
@@ -159,5 +144,8 @@ func (p *progress) summary(e spirt.Event) {
 	}
 	fmt.Fprintf(p.w, "%d of %d peers finished, %s (%.12s)\n", finished, len(e.Peers), same, e.Model)
 	fmt.Fprintf(p.w, "%d invocations, %.1f GB-s of functions, %.1f MB between peers\n", e.Invocations, e.GBSeconds, float64(e.Bytes)/1e6)
+	if e.CostUSD != nil {
+		fmt.Fprintf(p.w, "cost %v; try: spirt bill %s\n", *e.CostUSD, e.Run)
+	}
 	fmt.Fprintf(p.w, "model in %s/model.safetensors; try: spirt eval --run %s\n", e.Run, e.Run)
 }

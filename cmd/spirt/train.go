@@ -23,7 +23,7 @@ import (
 func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	var cfg spirt.TrainConfig
 	var flags jobFlags
-	var asJSON bool
+	var asJSON, plainLines, quiet bool
 	var watched metricsFlags
 	resume := ""
 	c := &cobra.Command{
@@ -64,7 +64,12 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 			if cfg.Dir == "" {
 				cfg.Dir = filepath.Join("runs", time.Now().Format("20060102-150405")+"-"+job.Model)
 			}
-			p := newProgress(stderr, job, cfg.Dir)
+			p := &progress{w: stderr, job: job, dir: cfg.Dir, quiet: quiet, plain: plainLines || asJSON && isTerminal(stdout)}
+			if resume != "" { // what was before is not told again
+				if v, err := spirt.ViewOf(resume); err == nil {
+					p.view = *v
+				}
+			}
 			// Who reads the events may leave, as head does. Nobody then
 			// waits for the run, and the peers are stopped.
 			signal.Ignore(syscall.SIGPIPE)
@@ -88,6 +93,7 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 			kill, calm := secondSignal()
 			defer calm()
 			cfg.Kill = kill
+			defer context.AfterFunc(ctx, p.stopping)()
 			var done spirt.Event
 			if resume != "" {
 				done, err = spirt.Resume(ctx, cfg)
@@ -121,6 +127,8 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	f.StringSliceVar(&cfg.Databases, "db", nil, "tensor databases in other processes, redis://[user:password@]host:port, rediss:// or unix:///path: one for each peer, or one for all (default in each peer's own process)")
 	watched.add(f)
 	f.BoolVar(&cfg.Verbose, "verbose", false, "have the peers log every action of the round protocol")
+	f.BoolVar(&quiet, "quiet", false, "show nothing but the summary")
+	f.BoolVar(&plainLines, "plain", false, "show lines, not a picture, also on a terminal")
 	f.BoolVar(&asJSON, "json", false, "write events to standard output, one JSON object a line")
 	return c
 }
