@@ -42,6 +42,9 @@ func (s *Series) halve() {
 	s.sums, s.counts, s.stride = s.sums[:n], s.counts[:n], 2*s.stride
 }
 
+// Stride returns how many rounds a point stands for.
+func (s *Series) Stride() uint64 { return max(s.stride, 1) }
+
 // Points returns the curve: rounds, ascending, and the mean at each.
 func (s *Series) Points() (rounds []uint64, values []float64) { return s.After(0) }
 

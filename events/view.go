@@ -26,6 +26,7 @@ type View struct {
 
 	Peers []*PeerView // ascending by number
 
+	Clock          Series // Elapsed in seconds when a round was finished: mean over the peers
 	Loss           Series // mean over the peers' minibatches, by round
 	ValidationLoss Series // by the round of the model
 	Accuracy       Series // likewise: fractions
@@ -40,6 +41,7 @@ type View struct {
 	Final     uint64     // the highest round that a peer knows to be final
 
 	Faults []Fault        // the last ones, oldest first
+	Told   int            // how many there were
 	Causes map[string]int // how many faults of each cause or state
 	Done   *Event         // once the run is over; nil again when it goes on
 
@@ -204,6 +206,7 @@ func (v *View) round(p *PeerView, e *Event) {
 		v.Loss.Add(e.Round, *e.Loss)
 	}
 	v.RoundSeconds.Add(e.Round, e.Seconds)
+	v.Clock.Add(e.Round, v.Elapsed().Seconds())
 	v.Samples += int64(max(e.Samples, 0))
 	if e.Used != nil {
 		if n := e.Used.Timeouts; n < p.timeouts { // it was started again
@@ -269,6 +272,7 @@ func (v *View) fault(f Fault) {
 	if _, known := v.Causes[f.Cause]; known || len(v.Causes) < maxCauses {
 		v.Causes[f.Cause]++
 	}
+	v.Told++
 	if len(v.Faults) >= maxFaults {
 		v.Faults = slices.Delete(v.Faults, 0, 1)
 	}
