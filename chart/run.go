@@ -53,9 +53,8 @@ func Compare(title, subtitle string, runs []Run) Chart {
 	for i, r := range runs {
 		x, y := points(&r.View.Loss)
 		loss.Series = append(loss.Series, Series{Name: r.Name, X: x, Y: smooth(y, window(len(y))), Color: i})
-		if x, y := points(&r.View.Accuracy); len(x) > 0 {
-			accuracy.Series = append(accuracy.Series, Series{Name: r.Name, X: x, Y: y, Color: i, Marked: true})
-		}
+		x, y = points(&r.View.Accuracy) // if there are none, the run has its place all the same
+		accuracy.Series = append(accuracy.Series, Series{Name: r.Name, X: x, Y: y, Color: i, Marked: true})
 	}
 	loss.Log = wide(loss.Series)
 	return Chart{Title: title, Subtitle: subtitle, X: "round", Panels: []Panel{loss, accuracy}}
