@@ -17,7 +17,7 @@ import (
 	"github.com/spirt-ml/spirt/events"
 )
 
-// pricesFile is the table of a run in its folder.
+// pricesFile is the table of a run in its folder, as docs/run-folder.md says.
 const pricesFile = "prices.yaml"
 
 // dearest is how many rounds a bill lists when not told.

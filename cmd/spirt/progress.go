@@ -132,6 +132,12 @@ func (p *progress) close() {
 
 func (p *progress) summary(e spirt.Event) {
 	fmt.Fprintf(p.w, "done: accuracy %.2f %% on the test samples after %d rounds in %.1f s\n", 100**e.Accuracy, e.Rounds, e.Seconds)
+	if why := map[string]string{
+		"target": "the target accuracy is reached", "converged": "no validation was an improvement for as long as --patience says",
+		"time": "the time for the run is up", "money": "the budget is spent",
+	}[e.StopReason]; why != "" {
+		fmt.Fprintf(p.w, "stopped at this record by all peers: %s\n", why)
+	}
 	finished := 0
 	for _, d := range e.Peers {
 		if d.State == "finished" {

@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -25,7 +26,7 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	var flags jobFlags
 	var asJSON, plainLines, quiet bool
 	var watched metricsFlags
-	resume := ""
+	resume, board := "", ""
 	c := &cobra.Command{
 		Use:   "train [JOB.yaml]",
 		Args:  cobra.MaximumNArgs(1),
@@ -90,6 +91,16 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 				}
 				defer stop()
 			}
+			if board != "" {
+				// Once the folder is there: the first event says so.
+				next, stop := cfg.OnEvent, func() {}
+				var once sync.Once
+				cfg.OnEvent = func(e spirt.Event, line []byte) {
+					once.Do(func() { stop = dashboardOf(c.Context(), cfg.Dir, board, p.say) })
+					next(e, line)
+				}
+				defer func() { stop() }()
+			}
 			kill, calm := secondSignal()
 			defer calm()
 			cfg.Kill = kill
@@ -121,6 +132,8 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	flags.add(c)
 	f := c.Flags()
 	f.StringVar(&resume, "resume", "", "go on with the run in this folder; of the other flags only --json, --verbose and those of the view count")
+	f.StringVar(&board, "dashboard", "", "serve the run's dashboard while it goes on, at host:port of this machine or, without a value, at a free port (docs/dashboard.md)")
+	f.Lookup("dashboard").NoOptDefVal = "127.0.0.1:0"
 	f.StringVar(&cfg.Prices, "prices", "", "table of prices, by which the run is billed: a name that `spirt prices` lists, or a file (default that of AWS Lambda, arm64)")
 	f.StringVar(&cfg.Dir, "run", "", "run folder, which must not exist (default runs/<time>-<model>)")
 	f.StringVar(&cfg.Listen, "listen", "", "host:port of peer 1; peer n takes the port n-1 above (default loopback, free ports)")

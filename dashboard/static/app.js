@@ -231,7 +231,8 @@ function drawTimeline(run) {
   const g = canvas.getContext("2d"), style = getComputedStyle(document.documentElement);
   g.setTransform(scale, 0, 0, scale, 0, 0);
   g.clearRect(0, 0, width, height);
-  const spans = peers.map((p) => p.rounds.slice(-n).map((r) => ({ round: r.round, at: Date.parse(r.began), steps: r.steps || [] })));
+  const top = Math.max(0, ...peers.map((p) => p.round));
+  const spans = peers.map((p) => p.rounds.filter((r) => r.round > top - n).map((r) => ({ round: r.round, at: Date.parse(r.began), steps: r.steps || [] })));
   let from = Infinity, to = -Infinity;
   for (const list of spans) for (const r of list) {
     from = Math.min(from, r.at);
