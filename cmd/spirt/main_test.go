@@ -3,7 +3,9 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"regexp"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 )
@@ -25,9 +27,27 @@ func TestScripts(t *testing.T) {
 	testscript.Run(t, testscript.Params{
 		Dir:           filepath.Join("testdata", "script"),
 		UpdateScripts: os.Getenv("UPDATE_SCRIPTS") != "",
+		Cmds:          map[string]func(ts *testscript.TestScript, neg bool, args []string){"await": await},
 		Setup: func(e *testscript.Env) error {
 			e.Setenv("MNIST", data)
 			return nil
 		},
 	})
+}
+
+// await waits until a file, which need not be there yet, matches an expression.
+func await(ts *testscript.TestScript, neg bool, args []string) {
+	if neg || len(args) != 2 {
+		ts.Fatalf("usage: await file expression")
+	}
+	want := regexp.MustCompile(args[1])
+	tick := time.NewTicker(20 * time.Millisecond)
+	defer tick.Stop()
+	for range 6000 {
+		if b, err := os.ReadFile(ts.MkAbs(args[0])); err == nil && want.Match(b) {
+			return
+		}
+		<-tick.C
+	}
+	ts.Fatalf("%s does not match %s", args[0], args[1])
 }
