@@ -6,6 +6,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/spirt-ml/spirt/tensor"
 	"github.com/spirt-ml/spirt/tensordb"
 )
 
@@ -112,6 +113,46 @@ func TestFunctionsInDatabase(t *testing.T) {
 		}
 		if validations != 2 {
 			t.Errorf("in %s: %d validations", where, validations)
+		}
+	}
+}
+
+// A peer that is killed goes on from its last head, not from its checkpoint,
+// where its database lived on; not where what lies there is something else.
+func TestRemoteDatabaseKeepsHead(t *testing.T) {
+	_, want := modelWith(t, runOf(t, smallJob(9)), "")
+	for name, spoil := range map[string]bool{"kept": false, "spoilt": true} {
+		dir := runOf(t, smallJob(9))
+		db, url := serveDatabase(t)
+		check(t, settings{Listen: "127.0.0.1:0", Database: url}.write(peerDir(dir, 1)))
+		if !runKilled(t, dir, 1, stepAdopt, 6) {
+			t.Fatal("not killed")
+		}
+		from := uint64(6)
+		if spoil {
+			from = 4 // the checkpoint
+			for _, key := range db.Keys("") {
+				if strings.Contains(key, "state/6/parameters") {
+					ref, err := db.Get(key)
+					check(t, err)
+					bad := tensor.Tensor{DType: tensor.Float32, Shape: ref.Tensor().Shape, Data: make([]byte, len(ref.Tensor().Data))}
+					ref.Release()
+					_, err = db.Set(key, bad)
+					check(t, err)
+				}
+			}
+		}
+		if runKilled(t, dir, 1, "", 0) {
+			t.Fatal("killed again")
+		}
+		all := eventsOf(t, dir)
+		if _, got := roundsOf(all, 1); got != want {
+			t.Errorf("%s: the model is %s, undisturbed it is %s", name, got, want)
+		}
+		for _, e := range all {
+			if e.Event == "resume" && e.Round != from {
+				t.Errorf("%s: it goes on from round %d, want %d: %s", name, e.Round, from, e.Message)
+			}
 		}
 	}
 }

@@ -293,3 +293,12 @@ func FuzzJournal(f *testing.F) {
 		}
 	})
 }
+
+// BenchmarkJournal is what noting a step costs a peer.
+func BenchmarkJournal(b *testing.B) {
+	j := openJournal(b.TempDir(), "job", past{}, func(err error) { b.Error(err) })
+	defer j.close()
+	for b.Loop() {
+		j.note(entry{Step: stepFetch, Slot: 4, Round: 3, Name: strings.Repeat("ab", 32)})
+	}
+}

@@ -275,3 +275,24 @@ func writeTemp(t testing.TB, content string) string {
 	check(t, os.WriteFile(path, []byte(content), 0o644))
 	return path
 }
+
+// BenchmarkEmit is what telling of a round costs a peer.
+func BenchmarkEmit(b *testing.B) {
+	log, err := OpenLog(filepath.Join(b.TempDir(), "events.jsonl"))
+	check(b, err)
+	defer log.Close()
+	loss := 0.25
+	e := Event{
+		Event: "round", Peer: 2, Slot: 3, Round: 4, Loss: &loss, Model: strings.Repeat("ab", 32), Members: []int{1, 2, 3, 4}, Seconds: .02, How: "recomputed", Samples: 64,
+		Used: &Usage{}, Spent: &Spent{}, Instances: 2,
+	}
+	for _, s := range Steps[:6] {
+		e.Steps = append(e.Steps, Step{s, 1.25, 3.5})
+	}
+	for p := range 3 {
+		e.Traffic = append(e.Traffic, Traffic{p + 1, 1 << 20, 1 << 20})
+	}
+	for b.Loop() {
+		check(b, log.Emit(e))
+	}
+}
