@@ -297,7 +297,7 @@ func (f *folded) prices(dir string) (*bill.Table, error) {
 	if _, err := os.Stat(path); err == nil && !isRegular(path) {
 		return nil, fmt.Errorf("prices %s: that is no file", path)
 	}
-	return runPrices(dir)
+	return PricesOf(dir)
 }
 
 // score returns accuracy and loss of the tested model or, of a run without,

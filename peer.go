@@ -156,7 +156,7 @@ func openPeer(cfg PeerConfig) (_ *peer, err error) {
 		return nil, err
 	}
 	p.onClose(p.events.Close)
-	prices, err := runPrices(cfg.Run)
+	prices, err := PricesOf(cfg.Run)
 	if err != nil {
 		return nil, err
 	}

@@ -141,7 +141,7 @@ func Resume(ctx context.Context, cfg TrainConfig) (Event, error) {
 	if err != nil {
 		return Event{}, &UsageError{err}
 	}
-	prices, err := runPrices(cfg.Dir)
+	prices, err := PricesOf(cfg.Dir)
 	if err != nil {
 		return Event{}, err
 	}
@@ -149,8 +149,9 @@ func Resume(ctx context.Context, cfg TrainConfig) (Event, error) {
 	return r.run(ctx, cfg, "resumed")
 }
 
-// runPrices returns the prices of a run.
-func runPrices(dir string) (*bill.Table, error) {
+// PricesOf returns the table of prices of a run folder, the default where it
+// has none.
+func PricesOf(dir string) (*bill.Table, error) {
 	path := filepath.Join(dir, pricesFile)
 	t, err := bill.Load(path)
 	if errors.Is(err, os.ErrNotExist) {

@@ -11,9 +11,11 @@ package dashboard
 
 import (
 	"context"
+	"crypto/hmac"
 	"crypto/sha256"
 	"crypto/subtle"
 	"embed"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -27,6 +29,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/spirt-ml/spirt"
 	"github.com/spirt-ml/spirt/bill"
 )
 
@@ -53,6 +56,7 @@ type Config struct {
 // Server serves the dashboard.
 type Server struct {
 	token   []byte // SHA-256; nil: there is none
+	session string // what the cookie of who knows it holds
 	runs    []*run
 	streams chan struct{}
 	http    http.Server
@@ -69,6 +73,9 @@ func New(cfg Config) (*Server, error) {
 		}
 		sum := sha256.Sum256([]byte(cfg.Token))
 		s.token = sum[:]
+		mac := hmac.New(sha256.New, []byte(cfg.Token))
+		mac.Write([]byte(cookie))
+		s.session = hex.EncodeToString(mac.Sum(nil)) // not the token itself: a cookie goes to every port of this host
 	}
 	for _, dir := range cfg.Runs {
 		found, err := findRuns(dir)
@@ -227,7 +234,7 @@ func (s *Server) guard(next http.Handler, files fs.FS) http.Handler {
 				http.Error(w, "that is not the token", http.StatusForbidden)
 				return
 			}
-			http.SetCookie(w, &http.Cookie{Name: cookie, Value: given, Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil})
+			http.SetCookie(w, &http.Cookie{Name: cookie, Value: s.session, Path: "/", HttpOnly: true, SameSite: http.SameSiteStrictMode, Secure: r.TLS != nil})
 			http.Redirect(w, r, "/", http.StatusSeeOther)
 		case s.admitted(r):
 			next.ServeHTTP(w, r)
@@ -254,7 +261,7 @@ func (s *Server) knows(token string) bool {
 }
 
 func (s *Server) admitted(r *http.Request) bool {
-	if c, err := r.Cookie(cookie); err == nil && s.knows(c.Value) {
+	if c, err := r.Cookie(cookie); err == nil && subtle.ConstantTimeCompare([]byte(c.Value), []byte(s.session)) == 1 {
 		return true
 	}
 	given, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
@@ -337,7 +344,7 @@ func (s *Server) follow(w http.ResponseWriter, r *http.Request) {
 
 // prices returns the table of a run.
 func prices(dir string) *bill.Table {
-	if t, err := bill.Load(filepath.Join(dir, "prices.yaml")); err == nil {
+	if t, err := spirt.PricesOf(dir); err == nil {
 		return t
 	}
 	return bill.Default()

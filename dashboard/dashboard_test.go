@@ -285,6 +285,34 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// A run that is made anew under the same name is shown anew, one that is gone
+// is said to be, and no line, whatever it holds, keeps the rest from being seen.
+func TestFollowOddRuns(t *testing.T) {
+	dir := synthetic(t, "a", 30, 2)
+	path := filepath.Join(dir, "events.jsonl")
+	add(t, dir, strings.Repeat(`{"event":"round","peer":1,"round":31,"loss":1.7e308,"seconds":9e9,"time":"0000-01-01T00:00:00Z","steps":[{"step":"compute","ms":1.7e308}]}`+"\n", 3))
+	_, h := serve(t, Config{Runs: []string{dir}})
+	s := follow(t, h.URL+"/api/runs/a/events")
+	if u := s.next(); !u.Full || u.Round != 31 {
+		t.Errorf("%+v", u)
+	}
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+	if u := s.next(); u.Error == "" || u.Round != 0 || !u.Full {
+		t.Errorf("gone: %+v", u)
+	}
+	if err := os.WriteFile(path, []byte(line(t, roundOf(1, 1, 1))), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	u := s.next()
+	for ; u.Round != 1; u = s.next() {
+	}
+	if len(u.Curves["loss"].Rounds) != 1 || u.Error != "" {
+		t.Errorf("anew: %+v", u)
+	}
+}
+
 // A run that has told nothing yet is waited for, and the number of those who
 // follow is bounded.
 func TestFollowLimits(t *testing.T) {

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -25,6 +27,9 @@ type run struct {
 	err    string // why it cannot be read now
 	serial uint64 // grows with each event
 	read   time.Time
+	file   os.FileInfo // of the events, as they were opened
+	size   int64       // at the last look
+	life   uint64      // grows when the file is another one
 }
 
 // reread is how old what was read may be.
@@ -43,20 +48,31 @@ func (r *run) refresh() {
 			r.serial++
 		}
 	}()
+	path := filepath.Join(r.dir, "events.jsonl")
+	now, err := os.Stat(path)
+	if r.tail != nil && (err != nil || !os.SameFile(now, r.file) || now.Size() < r.size) {
+		r.tail.Close()
+		r.tail, r.view, r.info, r.told = nil, events.View{}, spirt.RunInfo{}, false // it is another run now, or none
+		r.life++
+		r.serial++
+	}
+	if err == nil {
+		r.size = now.Size()
+	}
 	if r.tail == nil {
 		tail, err := spirt.EventsOf(r.dir)
 		if err != nil {
-			r.err = "there are no events yet"
+			r.err = "there are no events here (yet)"
 			if !errors.Is(err, fs.ErrNotExist) {
 				r.err = fmt.Sprintf("the events cannot be read: %v", err)
 			}
 			return
 		}
-		r.tail, r.prices = tail, prices(r.dir)
+		r.tail, r.file, r.prices = tail, now, prices(r.dir)
 	}
 	done := r.view.Done != nil
 	n := uint64(0)
-	err := r.tail.Each(func(e *events.Event) {
+	err = r.tail.Each(func(e *events.Event) {
 		n++
 		r.view.Add(e)
 	})
@@ -96,6 +112,7 @@ func (r *run) summary() Summary {
 type cursor struct {
 	serial uint64
 	begun  bool
+	life   uint64
 	round  uint64         // curves up to here are known
 	stride uint64         // of all curves, summed
 	rounds map[int]uint64 // the timeline's last round, by peer
@@ -170,8 +187,8 @@ func (r *run) update(c *cursor) Update {
 	}
 	v := &r.view
 	stride := v.Loss.Stride() + v.Accuracy.Stride() + v.ValidationLoss.Stride() + v.RoundSeconds.Stride() + v.Cost.Stride() + v.Clock.Stride()
-	if !c.begun || c.stride != stride {
-		*c = cursor{stride: stride, rounds: map[int]uint64{}}
+	if !c.begun || c.stride != stride || c.life != r.life {
+		*c = cursor{stride: stride, life: r.life, rounds: map[int]uint64{}}
 		u.Full = true
 	}
 	c.begun, c.serial = true, r.serial

@@ -3,6 +3,10 @@ package events
 // MaxPoints bounds the points of a Series.
 const MaxPoints = 4096
 
+// maxValue bounds what is taken into sums, so that these are numbers that JSON
+// has.
+const maxValue = 1e100
+
 // Series is a curve over rounds: the mean of what was added for each round, or
 // for each few rounds once there are more than MaxPoints. Rounds may come in
 // any order.
@@ -14,7 +18,7 @@ type Series struct {
 
 // Add adds a value for a round from 1 on.
 func (s *Series) Add(round uint64, value float64) {
-	if round == 0 || round > 1<<53 || value-value != 0 { // not finite
+	if round == 0 || round > 1<<53 || !(value > -maxValue && value < maxValue) {
 		return
 	}
 	s.stride = max(s.stride, 1)

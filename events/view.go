@@ -2,6 +2,7 @@ package events
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spirt-ml/spirt/bill"
@@ -99,8 +100,12 @@ func (f *Functions) add(i *Invocation) {
 		f.Failed++
 	}
 	f.BilledMS += i.BilledMS
-	f.QueueMS += i.QueueMS
-	f.MS += i.MS
+	if i.QueueMS > 0 && i.QueueMS < maxValue {
+		f.QueueMS += i.QueueMS
+	}
+	if i.MS > 0 && i.MS < maxValue {
+		f.MS += i.MS
+	}
 	f.PeakMB = max(f.PeakMB, i.PeakMB)
 }
 
@@ -179,8 +184,8 @@ func (v *View) Add(e *Event) {
 		v.Final = max(v.Final, e.Round)
 	case "waiting":
 		if p != nil {
-			c := *e
-			p.Waiting = &c
+			p.Waiting = &Event{Time: e.Time, Event: e.Event, Peer: e.Peer, Step: clip(e.Step), Slot: e.Slot, Round: e.Round, Seconds: e.Seconds,
+				Members: e.Members[:min(len(e.Members), maxViewPeers)], Message: clip(e.Message)}
 		}
 	case "peer":
 		v.state(p, e)
@@ -196,7 +201,11 @@ func (v *View) Add(e *Event) {
 func (v *View) round(p *PeerView, e *Event) {
 	v.Done = nil
 	v.Round = max(v.Round, e.Round)
-	p.Round, p.Slot, p.Model, p.Seconds, p.Degraded = e.Round, e.Slot, e.Model, e.Seconds, e.Degraded
+	seconds := e.Seconds
+	if !(seconds >= 0 && seconds < 1e9) {
+		seconds = 0
+	}
+	p.Round, p.Slot, p.Model, p.Seconds, p.Degraded = e.Round, e.Slot, clip(e.Model), seconds, e.Degraded
 	p.Members, p.Instances, p.Waiting = e.Members[:min(len(e.Members), maxViewPeers)], e.Instances, nil
 	if p.State == "" || p.State == "lost" {
 		p.State = "started"
@@ -205,7 +214,7 @@ func (v *View) round(p *PeerView, e *Event) {
 		p.Loss = *e.Loss
 		v.Loss.Add(e.Round, *e.Loss)
 	}
-	v.RoundSeconds.Add(e.Round, e.Seconds)
+	v.RoundSeconds.Add(e.Round, seconds)
 	v.Clock.Add(e.Round, v.Elapsed().Seconds())
 	v.Samples += int64(max(e.Samples, 0))
 	if e.Used != nil {
@@ -228,7 +237,7 @@ func (v *View) round(p *PeerView, e *Event) {
 		v.Steps = make([]float64, len(Steps))
 	}
 	for _, s := range e.Steps[:min(len(e.Steps), 2*len(Steps))] {
-		if i := slices.Index(Steps, s.Step); i >= 0 && s.MS >= 0 {
+		if i := slices.Index(Steps, s.Step); i >= 0 && s.MS >= 0 && s.MS < maxValue {
 			v.Steps[i] += s.MS
 		}
 	}
@@ -238,11 +247,15 @@ func (v *View) round(p *PeerView, e *Event) {
 			p.Out[t.Peer] += t.Out
 		}
 	}
+	began := e.Time.Add(-time.Duration(seconds * float64(time.Second)))
+	if began.Year() < 0 || began.Year() > 9999 { // JSON has no such time
+		began = e.Time
+	}
 	if len(p.Rounds) >= maxRounds {
 		p.Rounds = slices.Delete(p.Rounds, 0, 1)
 	}
 	p.Rounds = append(p.Rounds, RoundView{
-		Round: e.Round, Began: e.Time.Add(-time.Duration(e.Seconds * float64(time.Second))), How: e.How,
+		Round: e.Round, Began: began, How: clip(e.How),
 		Steps: e.Steps[:min(len(e.Steps), 2*len(Steps))],
 	})
 }
@@ -262,10 +275,16 @@ func (v *View) state(p *PeerView, e *Event) {
 	}
 }
 
-func (v *View) fault(f Fault) {
-	if len(f.Message) > maxMessageText {
-		f.Message = f.Message[:maxMessageText]
+// clip bounds a text from an event.
+func clip(s string) string {
+	if len(s) > maxMessageText {
+		return strings.ToValidUTF8(s[:maxMessageText], "")
 	}
+	return s
+}
+
+func (v *View) fault(f Fault) {
+	f.Cause, f.Message = clip(f.Cause), clip(f.Message)
 	if v.Causes == nil {
 		v.Causes = map[string]int{}
 	}

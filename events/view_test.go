@@ -106,6 +106,8 @@ func FuzzView(f *testing.F) {
 	f.Add([]byte(`{"event":"peer","peer":3,"by":1,"state":"lost"}`))
 	f.Add([]byte(`{"event":"round","peer":1,"round":18446744073709551615,"loss":1e308}`))
 	f.Add([]byte(`{"event":"invocation","peer":1}`))
+	f.Add([]byte(`{"event":"round","peer":1,"round":1,"loss":1.7e308,"seconds":9e9,"time":"0000-01-01T00:00:00Z","steps":[{"step":"compute","ms":1.7e308}]}`))
+	f.Add([]byte(`{"event":"invocation","peer":1,"invocation":{"ms":1.7e308,"queue_ms":1.7e308}}`))
 	f.Fuzz(func(t *testing.T, line []byte) {
 		var e Event
 		if json.Unmarshal(line, &e) != nil {
@@ -114,6 +116,9 @@ func FuzzView(f *testing.F) {
 		var v View
 		for range 3 {
 			v.Add(&e)
+		}
+		if _, err := json.Marshal(v); err != nil {
+			t.Error(err)
 		}
 		v.SamplesPerSecond()
 		v.Left(10)

@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
-	"path/filepath"
 	"strings"
 	"text/tabwriter"
 
@@ -16,9 +14,6 @@ import (
 	"github.com/spirt-ml/spirt/bill"
 	"github.com/spirt-ml/spirt/events"
 )
-
-// pricesFile is the table of a run in its folder, as docs/run-folder.md says.
-const pricesFile = "prices.yaml"
 
 // dearest is how many rounds a bill lists when not told.
 const dearest = 5
@@ -41,7 +36,7 @@ func billCommand(stdout io.Writer) *cobra.Command {
 			if asJSON && (asCSV || rounds) || asCSV && rounds {
 				return usage(errors.New("--rounds, --json and --csv: take one; JSON and CSV have every round"))
 			}
-			own, err := runPrices(args[0])
+			own, err := spirt.PricesOf(args[0])
 			if err != nil {
 				return err
 			}
@@ -74,15 +69,6 @@ func billCommand(stdout io.Writer) *cobra.Command {
 	f.BoolVar(&asJSON, "json", false, "write one JSON object")
 	f.BoolVar(&asCSV, "csv", false, "write a line of comma-separated values for each round")
 	return c
-}
-
-// runPrices returns the table of a run: that in its folder, or the default.
-func runPrices(dir string) (*bill.Table, error) {
-	t, err := bill.Load(filepath.Join(dir, pricesFile))
-	if errors.Is(err, fs.ErrNotExist) {
-		return bill.Default(), nil
-	}
-	return t, err
 }
 
 // readBill folds the events of a run, whose peers had their own table.

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -33,7 +34,11 @@ func metricsCommand(stdout, stderr io.Writer) *cobra.Command {
 				return err
 			}
 			defer tail.Close()
-			run := metrics.New(bill.Default())
+			prices, err := spirt.PricesOf(args[0])
+			if err != nil {
+				return err
+			}
+			run := metrics.New(prices)
 			if err := tail.Each(run.Add); err != nil {
 				return err
 			}
@@ -95,7 +100,11 @@ func (m *metricsFlags) train(cfg *spirt.TrainConfig, say func(format string, arg
 	if err := localOnly(m.at, m.public, "--metrics-public"); err != nil {
 		return nil, err
 	}
-	run := metrics.New(bill.Default())
+	prices, err := bill.Open(cmp.Or(cfg.Prices, bill.DefaultName))
+	if err != nil {
+		return nil, fmt.Errorf("prices: %w", err)
+	}
+	run := metrics.New(prices)
 	stop, addr, err := serveMetrics(m.at, run)
 	if err != nil {
 		say("no metrics are served: %v", err)

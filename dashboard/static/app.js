@@ -325,7 +325,7 @@ function drawChoice() {
     const label = el("label"), box = el("input");
     box.type = "checkbox";
     box.checked = runs.has(r.name);
-    box.onchange = () => { if (box.checked) { follow(r.name); shown = r.name; } else leave(r.name); schedule(); };
+    box.onchange = () => { if (box.checked) { if (runs.size >= 5) leave(runs.keys().next().value); follow(r.name); drawChoice(); shown = r.name; } else leave(r.name); schedule(); };
     label.append(box, ` ${r.name} ${r.model ? `(${r.model}, ${r.state})` : ""}`);
     return label;
   }));
