@@ -2,6 +2,7 @@ package nn
 
 import (
 	"math"
+	"slices"
 
 	"github.com/spirt-ml/spirt/internal/kernel"
 )
@@ -174,6 +175,27 @@ func (m *Model) Evaluate(params, x []float32, labels []int32, ws *Workspace) (lo
 		x, labels = x[n*m.inputLen:], labels[n:]
 	}
 	return lossSum, correct
+}
+
+// Predict writes the probability of each class for the one sample x into dst,
+// which has as many elements as there are classes: the softmax of the logits.
+func (m *Model) Predict(dst []float64, params, x []float32, ws *Workspace) {
+	if len(dst) != m.spec.Classes {
+		panic("nn: length of dst is not the number of classes")
+	}
+	m.check(params, x, []int32{0}, ws)
+	m.pack(params, ws)
+	m.forward(x, 1, ws)
+	z := ws.x[len(m.dense)][:m.spec.Classes]
+	top := float64(slices.Max(z))
+	total := 0.0
+	for i, v := range z {
+		dst[i] = math.Exp(float64(v) - top)
+		total += dst[i]
+	}
+	for i := range dst {
+		dst[i] /= total
+	}
 }
 
 // pack lays the parameters out for the forward pass.
