@@ -415,3 +415,17 @@ func (c *cell) close() {
 		c.s.leaveUser(c.user)
 	}
 }
+
+// Isolates says what keeps instances of this process apart from what is not theirs; empty: nothing.
+func Isolates() string {
+	abi := landlockABI()
+	switch {
+	case mayChangeUser() && abi > 0:
+		return fmt.Sprintf("users of their own and Landlock, ABI %d", abi)
+	case mayChangeUser():
+		return "users of their own"
+	case abi > 0:
+		return fmt.Sprintf("Landlock, ABI %d", abi)
+	}
+	return ""
+}

@@ -23,3 +23,6 @@ func (*cell) start(cmd *exec.Cmd) error { return cmd.Start() }
 func (*cell) close() {}
 
 func isMainThread() bool { return false }
+
+// Isolates says what keeps instances of this process apart from what is not theirs; empty: nothing.
+func Isolates() string { return "" }
