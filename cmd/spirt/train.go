@@ -26,6 +26,7 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	var flags jobFlags
 	var asJSON, plainLines, quiet bool
 	var watched metricsFlags
+	var tensorBoard bool
 	resume, board := "", ""
 	c := &cobra.Command{
 		Use:   "train [JOB.yaml]",
@@ -101,6 +102,9 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 				}
 				defer func() { stop() }()
 			}
+			if tensorBoard {
+				defer trainTensorBoard(&cfg, p.say)()
+			}
 			kill, calm := secondSignal()
 			defer calm()
 			cfg.Kill = kill
@@ -139,6 +143,7 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 	f.StringVar(&cfg.Listen, "listen", "", "host:port of peer 1; peer n takes the port n-1 above (default loopback, free ports)")
 	f.StringSliceVar(&cfg.Databases, "db", nil, "tensor databases in other processes, redis://[user:password@]host:port, rediss:// or unix:///path: one for each peer, or one for all (default in each peer's own process)")
 	watched.add(f)
+	f.BoolVar(&tensorBoard, "tensorboard", false, "write event files for TensorBoard into the run folder, while it trains")
 	f.BoolVar(&cfg.Verbose, "verbose", false, "have the peers log every action of the round protocol")
 	f.BoolVar(&quiet, "quiet", false, "show nothing but the summary")
 	f.BoolVar(&plainLines, "plain", false, "show lines, not a picture, also on a terminal")
