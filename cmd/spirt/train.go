@@ -105,6 +105,7 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 			if tensorBoard {
 				defer trainTensorBoard(&cfg, p.say)()
 			}
+			defer trainTraces(&cfg, p.say)()
 			kill, calm := secondSignal()
 			defer calm()
 			cfg.Kill = kill

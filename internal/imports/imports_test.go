@@ -54,6 +54,7 @@ var families = map[string]family{
 	"metrics":              {layer: 2, external: []string{"github.com/prometheus/client_golang"}},
 	"chart":                {layer: 2, external: []string{"golang.org/x/image"}},
 	"plan":                 {layer: 2},
+	"trace":                {layer: 2},
 	"tensorboard":          {layer: 2, external: []string{"google.golang.org/protobuf/encoding/protowire"}},
 	"bill":                 {layer: 0, external: anything},
 	"robust":               {layer: 1},
