@@ -1,6 +1,7 @@
 package spirt
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -45,21 +46,14 @@ func LockFolder(dir string) (release func() error, err error) {
 // errNotOurs when it has ended. The channel is nil if none does.
 func awaitPeer(run string, n int) (pid int, gone <-chan error) {
 	path := filepath.Join(peerDir(run, n), lockFileName)
-	if _, err := os.Stat(path); err != nil {
-		return 0, nil
-	}
-	release, pid, err := lockPath(path)
-	if err == nil && release != nil {
-		release()
-	}
-	if err != nil || release != nil || pid == 0 {
+	held, pid, err := holder(path)
+	if err != nil || !held || pid == 0 {
 		return 0, nil // who starts it finds out
 	}
 	ended := make(chan error, 1)
 	go func() { // ends with that process
 		for {
-			if release, _, err := lockPath(path); err == nil && release != nil {
-				release()
+			if held, _, err := holder(path); err == nil && !held {
 				ended <- errNotOurs
 				return
 			}
@@ -70,24 +64,26 @@ func awaitPeer(run string, n int) (pid int, gone <-chan error) {
 }
 
 // lockPath locks a file and writes this process's number into it. Where
-// another process has it, release is nil, and holder its number if it can be
-// told.
-func lockPath(path string) (release func() error, holder int, err error) {
+// another process has it, release is nil, and pid its number if it can be told.
+func lockPath(path string) (release func() error, pid int, err error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, 0, err
 	}
 	got, err := lockFile(f)
+	for tries := 0; err == nil && !got; tries++ {
+		var held bool
+		if held, pid, err = holder(path); err == nil && (held || tries == askers) {
+			f.Close()
+			return nil, pid, nil
+		} else if err == nil { // somebody only asked, and is done
+			time.Sleep(time.Millisecond)
+			got, err = lockFile(f)
+		}
+	}
 	if err != nil {
 		f.Close()
 		return nil, 0, fmt.Errorf("locking %s: %w", path, err)
-	}
-	if !got {
-		// For people only: the lock counts, not the number.
-		b, _ := io.ReadAll(io.LimitReader(f, 20))
-		holder, _ = strconv.Atoi(strings.TrimSpace(string(b)))
-		f.Close()
-		return nil, holder, nil
 	}
 	if err = f.Truncate(0); err == nil {
 		_, err = f.WriteAt([]byte(strconv.Itoa(os.Getpid())+"\n"), 0)
@@ -97,4 +93,31 @@ func lockPath(path string) (release func() error, holder int, err error) {
 		return nil, 0, err
 	}
 	return f.Close, 0, nil
+}
+
+// askers is how often a lock is tried that others only asked about.
+const askers = 200
+
+// holder tells whether a process has a lock, and its number as it stands in
+// the file: 0 if it has not written it yet. The lock counts, not the number,
+// which may be that of a process that ended. A file that does not exist is not
+// locked.
+func holder(path string) (held bool, pid int, err error) {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return false, 0, nil
+	} else if err != nil {
+		return false, 0, err
+	}
+	defer f.Close() // gives the lock back
+	free, err := lockShared(f)
+	if err != nil || free {
+		return false, 0, err
+	}
+	b, err := io.ReadAll(io.LimitReader(f, 20))
+	if err != nil {
+		return true, 0, err
+	}
+	pid, _ = strconv.Atoi(strings.TrimSpace(string(b)))
+	return true, max(pid, 0), nil
 }

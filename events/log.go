@@ -84,7 +84,7 @@ func OpenTail(path string) (*Tail, error) {
 // Next returns the lines that are complete by now, with the event in each. It
 // returns none at the present end of the log.
 func (t *Tail) Next() (lines [][]byte, events []Event, err error) {
-	err = t.each(func(line []byte, e *Event) {
+	err = t.EachLine(func(line []byte, e *Event) {
 		lines, events = append(lines, bytes.Clone(line)), append(events, *e)
 	})
 	return lines, events, err
@@ -93,11 +93,11 @@ func (t *Tail) Next() (lines [][]byte, events []Event, err error) {
 // Each is Next for who looks at each event once: it calls f with those that are
 // complete by now, and keeps none.
 func (t *Tail) Each(f func(*Event)) error {
-	return t.each(func(_ []byte, e *Event) { f(e) })
+	return t.EachLine(func(_ []byte, e *Event) { f(e) })
 }
 
-// each calls f with every complete line, which is valid until f returns.
-func (t *Tail) each(f func(line []byte, e *Event)) error {
+// EachLine is Each with the line too, which is valid until f returns.
+func (t *Tail) EachLine(f func(line []byte, e *Event)) error {
 	for {
 		b, err := t.r.ReadSlice('\n')
 		if t.long = t.long || len(t.part)+len(b) > MaxLine; t.long {

@@ -180,6 +180,11 @@ func (v *View) Add(e *Event) {
 		if e.Loss != nil {
 			v.ValidationLoss.Add(e.Round, *e.Loss)
 		}
+	case "finished":
+		if p != nil {
+			p.State, p.Round, p.Model, p.Waiting = "finished", e.Round, e.Model, nil
+			v.Round = max(v.Round, e.Round)
+		}
 	case "final":
 		v.Final = max(v.Final, e.Round)
 	case "waiting":

@@ -57,7 +57,7 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	})
 	root.AddCommand(initCommand(stdout), trainCommand(stdout, stderr), jobCommand(stdout), inviteCommand(stdout), joinCommand(stderr), peerCommand(stderr),
 		peersCommand(stdout), expelCommand(stdout), leaveCommand(stdout, stderr), rotateKeyCommand(stdout, stderr), rosterCommand(stdout),
-		functionCommand(stderr), dbCommand(stdout, stderr), evalCommand(stdout), doctorCommand(stdout), predictCommand(stdout), runsCommand(stdout), compareCommand(stdout), dashboardCommand(stdout, stderr), metricsCommand(stdout, stderr), exportCommand(stdout), billCommand(stdout), planCommand(stdout, stderr), pricesCommand(stdout), simulateCommand(stdout, stderr), versionCommand(stdout))
+		functionCommand(stderr), dbCommand(stdout, stderr), evalCommand(stdout), doctorCommand(stdout), predictCommand(stdout), runsCommand(stdout), compareCommand(stdout), dashboardCommand(stdout, stderr), statusCommand(stdout), stopCommand(stdout), logsCommand(stdout), metricsCommand(stdout, stderr), exportCommand(stdout), billCommand(stdout), planCommand(stdout, stderr), pricesCommand(stdout), simulateCommand(stdout, stderr), versionCommand(stdout))
 	for _, c := range root.Commands() {
 		if c.Args == nil {
 			c.Args = func(c *cobra.Command, args []string) error {

@@ -255,12 +255,13 @@ func (p *picture) title() {
 	r = p.row()
 	spent := v.Elapsed()
 	times := ""
+	state, s := p.runState()
 	switch {
-	case v.Done != nil && v.Done.Seconds > 0:
+	case v.Latest.IsZero():
+	case s == green:
 		times = "in " + duration(spent)
 	case p.over():
 		times = "after " + duration(spent)
-	case v.Latest.IsZero():
 	default:
 		since := max(0, p.now.Sub(v.Latest))
 		times = duration(spent + since)
@@ -268,7 +269,6 @@ func (p *picture) title() {
 			times += ", " + duration(max(0, left-since)) + " left"
 		}
 	}
-	state, s := p.runState()
 	total := max(1, uint64(job.Rounds))
 	round := min(v.Round, total)
 	text := fmt.Sprintf(" round %d/%d ", v.Round, job.Rounds)
@@ -281,7 +281,7 @@ func (p *picture) title() {
 // runState names the state of the run.
 func (p *picture) runState() (string, style) {
 	state := p.state
-	if d := p.view.Done; d != nil && state == "" {
+	if d := p.view.Done; d != nil && (state == "" || state == "done") {
 		switch state = d.StopReason; state {
 		case "rounds":
 			state = "done"

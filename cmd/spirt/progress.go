@@ -120,6 +120,17 @@ func (p *progress) say(format string, args ...any) {
 	fmt.Fprintln(p.w, line)
 }
 
+// change calls change, which may change the view and how it is drawn.
+func (p *progress) change(change func(f *frame)) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.live == nil {
+		change(new(frame))
+		return
+	}
+	p.live.update(func() { change(&p.live.frame) })
+}
+
 // close ends the picture, whatever it shows.
 func (p *progress) close() {
 	p.mu.Lock()
