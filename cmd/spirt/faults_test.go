@@ -432,7 +432,7 @@ func TestReaderLeaves(t *testing.T) {
 		if err := json.Unmarshal(lines.Bytes(), &e); err != nil {
 			t.Fatal(err)
 		}
-		if e.State == "started" {
+		if e.Event == "peer" && e.State == "started" {
 			pids = append(pids, e.PID)
 		}
 	}
