@@ -11,6 +11,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -454,8 +455,10 @@ func (r *run) finish(interrupted bool) (Event, error) {
 	}
 	done.Seconds = r.view.Elapsed().Seconds()
 	state, err := "done", error(nil)
+	// Somebody else may have stopped them, as `spirt stop` does.
+	stopped := !slices.ContainsFunc(r.peers, func(p child) bool { return p.state != "stopped" })
 	switch {
-	case interrupted:
+	case interrupted || stopped:
 		state, err = "interrupted", ErrInterrupted
 	case survivors == 0:
 		state, err = "failed", r.failure()
