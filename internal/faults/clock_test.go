@@ -7,6 +7,7 @@ import (
 	"debug/elf"
 	"encoding/binary"
 	"fmt"
+	"github.com/spirt-ml/spirt/events"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -182,9 +183,17 @@ func TestClocks(t *testing.T) {
 		}
 	}
 	c.finish(60)
+	jumps := map[int]int{}
 	for _, e := range c.log.all() {
-		if e.State == "lost" || e.Degraded || e.Event == "warning" {
+		switch {
+		case e.Event == "warning" && e.Cause == events.CauseClock:
+			jumps[e.Peer]++
+		case e.State == "lost" || e.Degraded || e.Event == "warning":
 			t.Errorf("unexpected: %+v", e)
 		}
+	}
+	// The peers whose clocks were set say so, as often as they looked between.
+	if len(jumps) != 2 || jumps[2] < 1 || jumps[3] < 1 {
+		t.Errorf("jumps of clocks: %v", jumps)
 	}
 }
