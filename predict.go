@@ -116,6 +116,7 @@ func (p *Predictor) Sample(index int) (Prediction, error) {
 const (
 	maxImageFile   = 32 << 20 // bytes
 	maxImagePixels = 64 << 20
+	maxImageSide   = 1 << 15 // what scaling takes goes by the sides, not by the pixels
 )
 
 // File classifies a PNG or JPEG file, fitted into the model's input.
@@ -142,6 +143,9 @@ func (p *Predictor) pixels(file []byte, invert Invert) (pixels []byte, inverted 
 	}
 	if head.Width < 1 || head.Height < 1 || head.Width > maxImagePixels/head.Height {
 		return nil, false, fmt.Errorf("%d x %d pixels: at most %d in all", head.Width, head.Height, maxImagePixels)
+	}
+	if head.Width > maxImageSide || head.Height > maxImageSide {
+		return nil, false, fmt.Errorf("%d x %d pixels: at most %d on a side", head.Width, head.Height, maxImageSide)
 	}
 	src, _, err := image.Decode(bytes.NewReader(file))
 	if err != nil {

@@ -2,7 +2,9 @@ package spirt
 
 import (
 	"bytes"
+	"encoding/binary"
 	"fmt"
+	"hash/crc32"
 	"image"
 	"image/color"
 	"image/jpeg"
@@ -106,12 +108,52 @@ func TestPredictRefuses(t *testing.T) {
 	check(t, png.Encode(&file, image.NewGray(image.Rect(0, 0, 4, 4))))
 	_, err = p.File(writeTemp(t, "x.png", file.String()[:file.Len()-20]), InvertAuto)
 	refused(t, err, "damaged")
-	bomb := bytes.Clone(file.Bytes())
-	copy(bomb[16:24], []byte{0, 1, 0x86, 0xa0, 0, 1, 0x86, 0xa0}) // 100,000 squared
-	_, err = p.File(writeTemp(t, "x.png", string(bomb)), InvertAuto)
-	refused(t, err, "") // its checksum is wrong, or it has too many pixels
+	for _, c := range []struct {
+		width, height uint32
+		says          string
+	}{
+		{100_000, 100_000, "100000 x 100000 pixels: at most 67108864 in all"},
+		{1, 64 << 20, "1 x 67108864 pixels: at most 32768 on a side"},
+		{maxImageSide + 1, 1, "on a side"},
+	} {
+		bomb := bytes.Clone(file.Bytes()) // the first chunk is bytes 8 to 33
+		binary.BigEndian.PutUint32(bomb[16:], c.width)
+		binary.BigEndian.PutUint32(bomb[20:], c.height)
+		binary.BigEndian.PutUint32(bomb[29:], crc32.ChecksumIEEE(bomb[12:29]))
+		_, err = p.File(writeTemp(t, "x.png", string(bomb)), InvertAuto)
+		refused(t, err, c.says)
+	}
+	large := filepath.Join(t.TempDir(), "large.png")
+	check(t, os.WriteFile(large, nil, 0o644))
+	check(t, os.Truncate(large, maxImageFile+1))
+	_, err = p.File(large, InvertAuto)
+	refused(t, err, "large.png")
 	_, err = OpenPredictor(runOf(t, smallJob(1)))
 	refused(t, err, "no model yet")
+}
+
+// A model of colour images gets the planes one after the other, never inverted
+// unless told to; one of other channels gets nothing.
+func TestPredictColours(t *testing.T) {
+	p := &Predictor{data: &dataset.Dataset{Shape: []int{3, 2, 2}}, dark: true}
+	img := image.NewNRGBA(image.Rect(0, 0, 2, 2))
+	for i, c := range []color.NRGBA{{255, 0, 0, 255}, {0, 255, 0, 255}, {0, 0, 255, 255}, {255, 255, 255, 255}} {
+		img.SetNRGBA(i%2, i/2, c)
+	}
+	var file bytes.Buffer
+	check(t, png.Encode(&file, img))
+	want := []byte{255, 0, 0, 255, 0, 255, 0, 255, 0, 0, 255, 255}
+	got, inverted, err := p.pixels(file.Bytes(), InvertAuto)
+	if err != nil || inverted || !bytes.Equal(got, want) {
+		t.Errorf("%v, inverted %v, %v", got, inverted, err)
+	}
+	got, inverted, err = p.pixels(file.Bytes(), InvertYes)
+	if err != nil || !inverted || got[0] != 0 || got[1] != 255 {
+		t.Errorf("%v, inverted %v, %v", got, inverted, err)
+	}
+	p.data.Shape = []int{2, 2, 2}
+	_, _, err = p.pixels(file.Bytes(), InvertAuto)
+	refused(t, err, "2 channels")
 }
 
 func FuzzPredictImage(f *testing.F) {

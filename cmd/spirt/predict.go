@@ -21,7 +21,8 @@ func predictCommand(stdout io.Writer) *cobra.Command {
 		Short: "Classify images with the model of a run",
 		Long: "Predict prints the class of PNG or JPEG files, or of test samples by their index from 0, with\n" +
 			"its probability and the runners-up. A picture is fitted into the model's input; one with a bright\n" +
-			"border is inverted where the training images have a dark one.",
+			"border is inverted where the training images have a dark one. A file whose name is a number is\n" +
+			"given as ./7.",
 		Example: "  spirt predict runs/mine seven.png\n  spirt predict runs/mine 0 1 2\n  spirt predict runs/mine photo.jpg --invert no --json",
 		Args:    cobra.ArbitraryArgs,
 		RunE: func(c *cobra.Command, args []string) error {
@@ -56,7 +57,7 @@ func predictCommand(stdout io.Writer) *cobra.Command {
 					}
 					continue
 				}
-				text := fmt.Sprintf("%s: %d (%.1f %%)", out.Image, out.Class, 100*out.Probability)
+				text := fmt.Sprintf("%s: %d (%.1f %%)", clean(out.Image), out.Class, 100*out.Probability)
 				for _, class := range out.Top(top)[1:] {
 					text += fmt.Sprintf(", %d (%.1f %%)", class, 100*out.Probabilities[class])
 				}
