@@ -3,6 +3,8 @@ package spirt
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"errors"
 	"fmt"
 	"io/fs"
 	"net"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/spirt-ml/spirt/function"
 	"github.com/spirt-ml/spirt/internal/kernel"
+	"github.com/spirt-ml/spirt/p2p"
 	"github.com/spirt-ml/spirt/tensordb"
 )
 
@@ -70,7 +73,7 @@ func (h host) findings(peers int) []Finding {
 	}
 	cores := Finding{Check: "cores", State: FindingOK, Found: fmt.Sprintf("%d", h.cores)}
 	if h.quota > 0 && h.quota < float64(h.cores) {
-		cores = Finding{"cores", FindingWarning, fmt.Sprintf("%d, but a control group allows the time of %.2f", h.cores, h.quota), "set GOMAXPROCS to that, or raise the limit"}
+		cores = Finding{"cores", FindingWarning, fmt.Sprintf("%d, but a control group allows the time of %.2f", h.cores, h.quota), "peers and functions share that time, and rounds take longer: raise the limit, or start fewer peers (--peers)"}
 	}
 	out = append(out, cores)
 	need := uint64(peers) * memoryPerPeer
@@ -128,7 +131,11 @@ func Doctor(ctx context.Context, cfg DoctorConfig, tell func(Finding)) {
 	for _, f := range h.findings(DefaultJob().Peers) {
 		tell(f)
 	}
-	tell(checkLoopback())
+	p := thisHost()
+	tell(p.checkFolder(cfg.Dir))
+	tell(p.checkSocket(cfg.Dir))
+	tell(p.checkLoopback())
+	tell(p.checkPeers(ctx))
 	if cfg.Peer != "" {
 		tell(checkPeer(ctx, cfg.Peer))
 	}
@@ -140,19 +147,133 @@ func Doctor(ctx context.Context, cfg DoctorConfig, tell func(Finding)) {
 
 func problem(check, found, mend string) Finding { return Finding{check, FindingProblem, found, mend} }
 
+// probes are what the checks do to the host, so that tests can have it fail.
+type probes struct {
+	write  func(dir string) error // and remove a file, through to the disk
+	listen func(network, address string) (net.Listener, error)
+	dial   func(network, address string, timeout time.Duration) (net.Conn, error)
+	host   func(p2p.Config) (*p2p.Host, error)
+}
+
+func thisHost() probes {
+	return probes{write: tryWrite, listen: net.Listen, dial: net.DialTimeout, host: p2p.New}
+}
+
+func tryWrite(dir string) error {
+	f, err := os.CreateTemp(dir, ".spirt-doctor-")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(make([]byte, 1<<20))
+	return errors.Join(err, f.Sync(), f.Close(), os.Remove(f.Name()))
+}
+
+// checkFolder writes to the folder in which runs are to lie.
+func (p probes) checkFolder(dir string) Finding {
+	if err := p.write(dir); err != nil {
+		return problem("folder", err.Error(), "runs cannot be written there: make the folder, let this user in (chmod u+rwx), free some space, or take another (--dir)")
+	}
+	return Finding{Check: "folder", State: FindingOK, Found: dir + " can be written to"}
+}
+
+// checkSocket connects to a Unix socket where a peer's database would listen
+// (see peer.socketPath).
+func (p probes) checkSocket(dir string) Finding {
+	fault := func(err error) Finding {
+		return problem("socket", err.Error(), "functions reach their peer's database by a Unix socket: take a folder on a local file system (--dir), with TMPDIR a short one, or a database in another process (--db)")
+	}
+	at, err := filepath.Abs(dir)
+	if err != nil {
+		return fault(err)
+	}
+	root := os.Geteuid() == 0
+	if root {
+		at = "/run"
+	} else if len(filepath.Join(peerDir(filepath.Join(at, "runs", "20060102-150405-logistic"), 99), socketFile)) > tensordb.MaxSocketPath {
+		at = "" // the system's for temporary files
+	}
+	made, err := os.MkdirTemp(at, ".spirt-doctor-")
+	if err != nil && root {
+		made, err = os.MkdirTemp("", ".spirt-doctor-")
+	}
+	if err != nil {
+		return fault(err)
+	}
+	defer os.RemoveAll(made)
+	path := filepath.Join(made, "s")
+	l, err := p.listen("unix", path)
+	if err != nil {
+		return fault(err)
+	}
+	defer l.Close()
+	c, err := p.dial("unix", path, 5*time.Second)
+	if err != nil {
+		return fault(err)
+	}
+	c.Close()
+	return Finding{Check: "socket", State: FindingOK, Found: "Unix sockets work in " + filepath.Dir(made)}
+}
+
 // checkLoopback has two sockets of this host meet.
-func checkLoopback() Finding {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
+func (p probes) checkLoopback() Finding {
+	l, err := p.listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		return problem("network", err.Error(), "peers of one machine meet at 127.0.0.1: allow it to listen there")
 	}
 	defer l.Close()
-	c, err := net.DialTimeout("tcp", l.Addr().String(), 5*time.Second)
+	c, err := p.dial("tcp", l.Addr().String(), 5*time.Second)
 	if err != nil {
 		return problem("network", err.Error(), "something keeps programs from connecting to 127.0.0.1: look at the firewall")
 	}
 	c.Close()
 	return Finding{Check: "network", State: FindingOK, Found: "loopback answers"}
+}
+
+// checkPeers has two peers meet that know each other's key.
+func (p probes) checkPeers(ctx context.Context) Finding {
+	fault := func(err error) Finding {
+		return problem("peers", err.Error(), "peers of one machine meet at 127.0.0.1 over TCP, encrypted: look at the firewall, and at the limits of processes and files")
+	}
+	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+	defer cancel()
+	start := time.Now()
+	var cfg [2]p2p.Config
+	var members []p2p.Member
+	for i := range cfg {
+		key, err := p2p.NewKey()
+		if err != nil {
+			return fault(err)
+		}
+		cfg[i].Key = key
+		members = append(members, p2p.Member{Index: i, Key: key.Public().(ed25519.PublicKey)})
+	}
+	var hosts [2]*p2p.Host
+	for i := range hosts {
+		cfg[i].Members, cfg[i].Listen = members, []string{"127.0.0.1:0"}
+		cfg[i].Check = func([]byte) (p2p.Meta, error) { return p2p.Meta{}, errors.New("peers that only meet say nothing") }
+		h, err := p.host(cfg[i])
+		if err != nil {
+			return fault(err)
+		}
+		defer h.Close()
+		hosts[i] = h
+	}
+	if err := hosts[1].SetAddresses(0, hosts[0].Addrs()); err != nil {
+		return fault(err)
+	}
+	for {
+		select {
+		case e := <-hosts[1].Events():
+			switch e := e.(type) {
+			case p2p.Connected:
+				return Finding{Check: "peers", State: FindingOK, Found: fmt.Sprintf("two peers met in %v", time.Since(start).Round(time.Millisecond))}
+			case p2p.Refused:
+				return fault(fmt.Errorf("two peers did not meet: %s", e.Reason))
+			}
+		case <-ctx.Done():
+			return fault(fmt.Errorf("two peers did not meet: %w", ctx.Err()))
+		}
+	}
 }
 
 // checkPeer looks whether another peer's address answers.
@@ -176,7 +297,7 @@ func checkDatabase(ctx context.Context, url string) Finding {
 	}
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()
-	client, err := tensordb.Connect(ctx, address, tensordb.ClientConfig{})
+	client, err := tensordb.Connect(ctx, address, tensordb.ClientConfig{Timeout: 10 * time.Second})
 	if err != nil {
 		return problem("database", err.Error(), "is it running, and are user and password right?")
 	}

@@ -1,10 +1,16 @@
 package spirt
 
 import (
+	"context"
+	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
+
+	"github.com/spirt-ml/spirt/p2p"
 )
 
 func TestFindings(t *testing.T) {
@@ -53,7 +59,7 @@ func TestDoctor(t *testing.T) {
 	_, url := serveDatabase(t)
 	found := map[string]Finding{}
 	Doctor(t.Context(), DoctorConfig{Dir: dir, Executable: os.Args[0], Database: url, Peer: "127.0.0.1:1"}, func(f Finding) { found[f.Check] = f })
-	for _, check := range []string{"network", "database", "training"} {
+	for _, check := range []string{"folder", "socket", "network", "peers", "database", "training"} {
 		if f := found[check]; f.State != FindingOK || f.Found == "" {
 			t.Errorf("%s: %+v", check, f)
 		}
@@ -70,6 +76,78 @@ func TestDoctor(t *testing.T) {
 	for _, f := range []Finding{checkDatabase(t.Context(), "http://x"), checkDatabase(t.Context(), "redis://127.0.0.1:1"), checkTraining(t.Context(), DoctorConfig{Dir: filepath.Join(dir, "none")})} {
 		if f.State != FindingProblem || f.Mend == "" {
 			t.Errorf("%+v", f)
+		}
+	}
+}
+
+// What a host refuses is a problem, with the reason and a way to mend it; what
+// was made for the check is gone afterwards.
+func TestProbes(t *testing.T) {
+	dir := t.TempDir()
+	t.Setenv("TMPDIR", dir)
+	denied := errors.New("permission denied")
+	noListen := func(string, string) (net.Listener, error) { return nil, denied }
+	noDial := func(string, string, time.Duration) (net.Conn, error) { return nil, denied }
+	folder := func(p probes) Finding { return p.checkFolder(dir) }
+	socket := func(p probes) Finding { return p.checkSocket(dir) }
+	peers := func(p probes) Finding { return p.checkPeers(t.Context()) }
+	hosts := 0
+	for name, c := range map[string]struct {
+		change func(*probes)
+		check  func(probes) Finding
+		mend   string
+	}{
+		"nothing is written": {func(p *probes) { p.write = func(string) error { return denied } }, folder, "chmod"},
+		"no Unix socket":     {func(p *probes) { p.listen = noListen }, socket, "--db"},
+		"no way to it":       {func(p *probes) { p.dial = noDial }, socket, "--db"},
+		"nobody listens":     {func(p *probes) { p.listen = noListen }, probes.checkLoopback, "127.0.0.1"},
+		"a firewall":         {func(p *probes) { p.dial = noDial }, probes.checkLoopback, "firewall"},
+		"no peer":            {func(p *probes) { p.host = func(p2p.Config) (*p2p.Host, error) { return nil, denied } }, peers, "firewall"},
+		"no second peer": {func(p *probes) {
+			p.host = func(c p2p.Config) (*p2p.Host, error) {
+				if hosts++; hosts == 2 {
+					return nil, denied
+				}
+				return p2p.New(c)
+			}
+		}, peers, "limits"},
+	} {
+		p := thisHost()
+		c.change(&p)
+		if f := c.check(p); f.State != FindingProblem || f.Found != denied.Error() || !strings.Contains(f.Mend, c.mend) {
+			t.Errorf("%s: %+v", name, f)
+		}
+	}
+	// Peers of two jobs never meet: the check ends with ctx, if not before.
+	p := thisHost()
+	ctx, cancel := context.WithCancel(t.Context())
+	job := byte(0)
+	p.host = func(c p2p.Config) (*p2p.Host, error) {
+		if job++; job == 2 {
+			cancel()
+		}
+		c.Job[0] = job
+		return p2p.New(c)
+	}
+	if f := p.checkPeers(ctx); f.State != FindingProblem || !strings.Contains(f.Found, "two peers did not meet") {
+		t.Errorf("%+v", f)
+	}
+	cancel()
+	for _, at := range []string{writeTemp(t, "file", ""), filepath.Join(dir, "none")} {
+		if f := thisHost().checkFolder(at); f.State != FindingProblem || f.Mend == "" {
+			t.Errorf("%s: %+v", at, f)
+		}
+	}
+	for _, f := range []Finding{thisHost().checkFolder(dir), thisHost().checkSocket(dir)} {
+		if f.State != FindingOK {
+			t.Errorf("%+v", f)
+		}
+	}
+	left, err := os.ReadDir(dir)
+	check(t, err)
+	for _, e := range left {
+		if strings.HasPrefix(e.Name(), ".spirt-doctor-") {
+			t.Errorf("it leaves %s", e.Name())
 		}
 	}
 }

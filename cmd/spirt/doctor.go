@@ -5,8 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strings"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -19,9 +17,9 @@ func doctorCommand(stdout io.Writer) *cobra.Command {
 	c := &cobra.Command{
 		Use:   "doctor",
 		Short: "Check whether this host can train",
-		Long: "Doctor looks at processor, memory, disk, limits, clock and isolation, and trains one peer for two\n" +
-			"rounds in a folder that it removes again. It says what each finding means and how to mend it,\n" +
-			"and exits with 1 if there is a problem.",
+		Long: "Doctor looks at processor, memory, disk, limits, clock and isolation, tries the folder, sockets\n" +
+			"and a meeting of two peers, and trains one peer for two rounds in a folder that it removes again.\n" +
+			"It says what each finding means and how to mend it, and exits with 1 if there is a problem.",
 		Example: "  spirt doctor\n  spirt doctor --dir /data --db redis://127.0.0.1:6379\n  spirt doctor --peer 192.168.1.20:7000",
 		RunE: func(c *cobra.Command, _ []string) error {
 			problems := 0
@@ -34,7 +32,7 @@ func doctorCommand(stdout io.Writer) *cobra.Command {
 					failed = errors.Join(failed, json.NewEncoder(stdout).Encode(f))
 					return
 				}
-				_, err := fmt.Fprintf(stdout, "%-8s %-11s %s\n", f.State, f.Check, printable(f.Found))
+				_, err := fmt.Fprintf(stdout, "%-8s %-11s %s\n", f.State, f.Check, clean(f.Found))
 				if f.Mend != "" && err == nil {
 					_, err = fmt.Fprintf(stdout, "%20s %s\n", "", f.Mend)
 				}
@@ -43,7 +41,10 @@ func doctorCommand(stdout io.Writer) *cobra.Command {
 			if c.Context().Err() != nil {
 				return spirt.ErrInterrupted
 			}
-			if problems > 0 {
+			switch {
+			case problems == 1:
+				failed = errors.Join(failed, errors.New("a problem: see above how to mend it"))
+			case problems > 1:
 				failed = errors.Join(failed, fmt.Errorf("%d problems: see above how to mend them", problems))
 			}
 			return failed
@@ -54,14 +55,4 @@ func doctorCommand(stdout io.Writer) *cobra.Command {
 	c.Flags().StringVar(&cfg.Peer, "peer", "", "host:port of a peer on another machine")
 	c.Flags().BoolVar(&asJSON, "json", false, "write one JSON object for each finding")
 	return c
-}
-
-// printable replaces what a terminal would obey.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, s)
 }
