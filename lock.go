@@ -52,13 +52,11 @@ func awaitPeer(run string, n int) (pid int, gone <-chan error) {
 	}
 	ended := make(chan error, 1)
 	go func() { // ends with that process
-		for {
-			if held, _, err := holder(path); err == nil && !held {
-				ended <- errNotOurs
-				return
-			}
-			time.Sleep(pollEvents)
+		if err := awaitFree(path); err != nil {
+			ended <- err
+			return
 		}
+		ended <- errNotOurs
 	}()
 	return pid, ended
 }
@@ -93,6 +91,19 @@ func lockPath(path string) (release func() error, pid int, err error) {
 		return nil, 0, err
 	}
 	return f.Close, 0, nil
+}
+
+// awaitFree waits until no process has the lock of a file.
+func awaitFree(path string) error {
+	f, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer f.Close() // gives the lock back
+	return waitShared(f)
 }
 
 // askers is how often a lock is tried that others only asked about.

@@ -17,6 +17,15 @@ func lockFile(f *os.File) (bool, error) { return flock(f, syscall.LOCK_EX) }
 // do not keep out each other.
 func lockShared(f *os.File) (bool, error) { return flock(f, syscall.LOCK_SH) }
 
+// waitShared is lockShared once no process has the lock: it waits for that.
+func waitShared(f *os.File) error {
+	for {
+		if err := syscall.Flock(int(f.Fd()), syscall.LOCK_SH); !errors.Is(err, syscall.EINTR) {
+			return err
+		}
+	}
+}
+
 func flock(f *os.File, how int) (bool, error) {
 	for {
 		switch err := syscall.Flock(int(f.Fd()), how|syscall.LOCK_NB); {

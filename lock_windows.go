@@ -16,6 +16,12 @@ func lockFile(f *os.File) (bool, error) { return lockRange(f, windows.LOCKFILE_E
 // do not keep out each other.
 func lockShared(f *os.File) (bool, error) { return lockRange(f, 0) }
 
+// waitShared is lockShared once no process has the lock: it waits for that.
+func waitShared(f *os.File) error {
+	at := windows.Overlapped{OffsetHigh: 1}
+	return windows.LockFileEx(windows.Handle(f.Fd()), 0, 0, 1, 0, &at)
+}
+
 func lockRange(f *os.File, how uint32) (bool, error) {
 	// A byte beyond the content, which can be read all the same.
 	at := windows.Overlapped{OffsetHigh: 1}
