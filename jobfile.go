@@ -20,6 +20,7 @@ import (
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
 
+	"github.com/spirt-ml/spirt/internal/spell"
 	"github.com/spirt-ml/spirt/nn"
 	"github.com/spirt-ml/spirt/optim"
 )
@@ -485,35 +486,11 @@ func nearest(word string, known []string, synonym func(string) string) string {
 	}
 	best, fewest := "", max(1, len(word)/3)+1
 	for _, k := range known {
-		if d := distance(word, k); d < fewest && d < len(k) {
+		if d := spell.Distance(word, k); d < fewest && d < len(k) {
 			best, fewest = k, d
 		}
 	}
 	return best
-}
-
-// distance is how many letters must be put in, left out, changed or swapped
-// with their neighbour to turn a into b (optimal string alignment).
-func distance(a, b string) int {
-	before, last, now := make([]int, len(b)+1), make([]int, len(b)+1), make([]int, len(b)+1)
-	for j := range last {
-		last[j] = j
-	}
-	for i := range len(a) {
-		now[0] = i + 1
-		for j := range len(b) {
-			cost := 1
-			if a[i] == b[j] {
-				cost = 0
-			}
-			now[j+1] = min(last[j]+cost, last[j+1]+1, now[j]+1)
-			if i > 0 && j > 0 && a[i] == b[j-1] && a[i-1] == b[j] {
-				now[j+1] = min(now[j+1], before[j-1]+1)
-			}
-		}
-		before, last, now = last, now, before
-	}
-	return last[len(b)]
 }
 
 // value sets a field to what stands in the file. Zero would mean the default,

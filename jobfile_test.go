@@ -612,14 +612,3 @@ func TestFieldOf(t *testing.T) {
 		t.Errorf("%q", got)
 	}
 }
-
-func TestDistance(t *testing.T) {
-	for _, c := range []struct {
-		a, b string
-		want int
-	}{{"", "", 0}, {"a", "", 1}, {"rounds", "roudns", 1}, {"peers", "pears", 1}, {"peers", "beer", 2}, {"lr", "model", 5}} {
-		if got := distance(c.a, c.b); got != c.want || distance(c.b, c.a) != c.want {
-			t.Errorf("from %q to %q: %d, want %d", c.a, c.b, got, c.want)
-		}
-	}
-}

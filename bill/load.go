@@ -15,6 +15,8 @@ import (
 	"github.com/goccy/go-yaml/ast"
 	"github.com/goccy/go-yaml/parser"
 	"github.com/goccy/go-yaml/token"
+
+	"github.com/spirt-ml/spirt/internal/spell"
 )
 
 // Limits of a file of prices.
@@ -155,7 +157,7 @@ func fieldsOf(body ast.Node) (fields, error) {
 		key, line := pair.Key.String(), pair.Key.GetToken().Position.Line
 		nearest := known[0]
 		for _, k := range known {
-			if distance(key, k) < distance(key, nearest) {
+			if spell.Distance(key, k) < spell.Distance(key, nearest) {
 				nearest = k
 			}
 		}
@@ -302,30 +304,4 @@ func (f field) money() (Money, error) {
 		err = fmt.Errorf("%.40s is finer than the smallest amount, 0.000000000001: write 0, or more", text)
 	}
 	return m, err
-}
-
-// distance is the Levenshtein distance without regard to case. Only the first
-// bytes of a count: it comes from outside.
-func distance(a, b string) int {
-	a, b = strings.ToLower(a[:min(len(a), 64)]), strings.ToLower(b)
-	if a == b {
-		return 0
-	}
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, diagonal+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }

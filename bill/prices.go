@@ -5,8 +5,9 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"sort"
 	"strings"
+
+	"github.com/spirt-ml/spirt/internal/spell"
 )
 
 // DefaultName is the name of the table that Default returns.
@@ -63,7 +64,7 @@ func Builtin(name string) (*Table, error) {
 		}
 		names = append(names, t.Name)
 	}
-	sort.SliceStable(names, func(i, j int) bool { return distance(name, names[i]) < distance(name, names[j]) })
+	spell.Sort(names, name)
 	return nil, fmt.Errorf("there are no prices %.40q: take %s, or a file", name, strings.Join(names, ", "))
 }
 

@@ -4,6 +4,8 @@ import (
 	"fmt"
 	"sort"
 	"strings"
+
+	"github.com/spirt-ml/spirt/internal/spell"
 )
 
 // Bounds of a Spec. They keep every product of sizes far from overflow and a
@@ -323,31 +325,8 @@ func Builtin(name string) (Spec, error) {
 	layers, ok := builtin()[name]
 	if !ok {
 		names := Names()
-		sort.SliceStable(names, func(i, j int) bool { return distance(name, names[i]) < distance(name, names[j]) })
+		spell.Sort(names, name)
 		return Spec{}, fmt.Errorf("unknown model %s, have %s", quote(name), strings.Join(names, ", "))
 	}
 	return Spec{Name: name, Input: []int{1, 28, 28}, Classes: 10, Layers: layers}, nil
-}
-
-// distance is the Levenshtein distance without regard to case. Only the first
-// bytes count: the text comes from outside.
-func distance(a, b string) int {
-	a, b = strings.ToLower(a[:min(len(a), maxName)]), strings.ToLower(b)
-	row := make([]int, len(b)+1)
-	for j := range row {
-		row[j] = j
-	}
-	for i := range len(a) {
-		diagonal := row[0]
-		row[0] = i + 1
-		for j := range len(b) {
-			cost := diagonal
-			if a[i] != b[j] {
-				cost++
-			}
-			diagonal = row[j+1]
-			row[j+1] = min(cost, diagonal+1, row[j]+1)
-		}
-	}
-	return row[len(b)]
 }

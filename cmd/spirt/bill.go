@@ -88,7 +88,7 @@ func readBill(dir string, own, table *bill.Table) (s *events.Statement, skipped 
 // statement is a bill for people.
 func statement(run string, s *events.Statement, skipped int, rounds bool) string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "%s: %v, at the prices %s of %s\n\n", plain(run), s.TotalUSD, plain(s.Prices.Name), s.Prices.Date)
+	fmt.Fprintf(&b, "%s: %v, at the prices %s of %s\n\n", clean(run), s.TotalUSD, clean(s.Prices.Name), s.Prices.Date)
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	c, u := s.Cost, s.Usage
 	fmt.Fprintf(t, "  functions\t%v\t%.3f GB-s\n", c.Functions, u.GBSeconds())
@@ -98,14 +98,14 @@ func statement(run string, s *events.Statement, skipped int, rounds bool) string
 	fmt.Fprintf(t, "  transfer\t%v\t%s\n", c.Transfer, size(uint64(max(u.BytesOut, 0))))
 	fmt.Fprintln(t)
 	for _, k := range s.Tasks {
-		fmt.Fprintf(t, "  %s\t%v\t%s, %.3f GB-s\n", plain(k.Name), k.TotalUSD, plural(int(k.Usage.Invocations), "invocation"), k.Usage.GBSeconds())
+		fmt.Fprintf(t, "  %s\t%v\t%s, %.3f GB-s\n", clean(k.Name), k.TotalUSD, plural(int(k.Usage.Invocations), "invocation"), k.Usage.GBSeconds())
 	}
 	if s.Cold.Invocations > 0 {
 		fmt.Fprintf(t, "  of which cold starts\t%v\t%d, %.0f ms to start one\n", s.ColdUSD, s.Cold.Invocations, s.Cold.InitMS/float64(s.Cold.Invocations))
 	}
 	fmt.Fprintf(t, "  of which failed\t%v\t%s\n", s.Failed.TotalUSD, plural(int(s.Failed.Usage.Invocations), "attempt"))
 	for _, k := range s.Failures {
-		fmt.Fprintf(t, "    %s\t%v\t%d\n", plain(k.Name), k.TotalUSD, k.Usage.Invocations)
+		fmt.Fprintf(t, "    %s\t%v\t%d\n", clean(k.Name), k.TotalUSD, k.Usage.Invocations)
 	}
 	fmt.Fprintln(t)
 	for _, p := range s.Peers {

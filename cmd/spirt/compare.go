@@ -39,7 +39,7 @@ func compareCommand(stdout io.Writer) *cobra.Command {
 			case asJSON && asCSV:
 				return usage(errors.New("--json and --csv: take one"))
 			case plot != "" && ext != ".svg" && ext != ".png":
-				return usage(fmt.Errorf("--plot %s is no name of a picture: let it end in .svg or .png", plain(plot)))
+				return usage(fmt.Errorf("--plot %s is no name of a picture: let it end in .svg or .png", clean(plot)))
 			case c.Flags().Changed("target") && target == 0:
 				return usage(errors.New("--target 0 is reached by every run: take a fraction above 0 (0.97 for 97 %)"))
 			}

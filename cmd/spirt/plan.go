@@ -254,8 +254,8 @@ func (p *planning) shown(all []plan.Estimate) []plan.Estimate {
 func (p *planning) text(g *plan.Grid, estimates []plan.Estimate, left []string) string {
 	var b strings.Builder
 	w, m, a := &g.Work, g.Measured, &g.Assumed
-	fmt.Fprintf(&b, "%s on %s: %s, %s of %d x %d samples for each peer\n\n", plain(p.job.Model), plain(p.job.Data), plural(w.Peers, "peer"), plural(w.Rounds, "round"), w.Minibatches, w.BatchSize)
-	fmt.Fprintf(&b, "Measured in %s, %d attempts, %d failed:\n", plain(p.prefix), m.Attempts, m.Failed)
+	fmt.Fprintf(&b, "%s on %s: %s, %s of %d x %d samples for each peer\n\n", clean(p.job.Model), clean(p.job.Data), plural(w.Peers, "peer"), plural(w.Rounds, "round"), w.Minibatches, w.BatchSize)
+	fmt.Fprintf(&b, "Measured in %s, %d attempts, %d failed:\n", clean(p.prefix), m.Attempts, m.Failed)
 	t := tabwriter.NewWriter(&b, 0, 0, 2, ' ', 0)
 	times := func(name string, d plan.Times) {
 		if d.Count > 0 {
@@ -291,7 +291,7 @@ func (p *planning) text(g *plan.Grid, estimates []plan.Estimate, left []string) 
 		"  memory of at least %.3g times what was measured\n"+
 		"  peers%s for as long as the run, prices %s of %s; free tier, logs and storage are not counted\n\n",
 		plan.MBPerCPU, a.CPUFactor, 8*a.Bandwidth/1e6, 8*a.PeerBandwidth/1e6, a.LatencyMS, a.InvokeMS, a.ColdMS, a.AtOnce, a.Margin,
-		map[bool]string{true: " and databases on machines of their own"}[a.Databases], plain(g.Prices.Name), g.Prices.Date)
+		map[bool]string{true: " and databases on machines of their own"}[a.Databases], clean(g.Prices.Name), g.Prices.Date)
 	// All amounts with as many decimals, enough for the least of the totals.
 	least := estimates[0].TotalUSD.Dollars()
 	for _, e := range estimates {

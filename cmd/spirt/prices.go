@@ -7,7 +7,6 @@ import (
 	"io"
 	"strings"
 	"text/tabwriter"
-	"unicode"
 
 	"github.com/spf13/cobra"
 
@@ -80,14 +79,3 @@ func listPrices(w io.Writer, tables []*bill.Table) error {
 
 // dollars is an exact amount, as prices are told.
 func dollars(m bill.Money) string { return "$" + m.Decimal() }
-
-// plain replaces control characters, which a terminal obeys, in text from
-// files.
-func plain(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
-			return ' '
-		}
-		return r
-	}, s)
-}

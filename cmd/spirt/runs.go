@@ -70,7 +70,7 @@ func listing(dir string, runs []spirt.RunSummary, left int) string {
 	fmt.Fprintln(t, "NAME\tSTATE\tSTARTED\tMODEL\tPEERS\tROUNDS\tACCURACY\tLOSS\tTIME\tCOST\tSEED")
 	for _, r := range runs {
 		if r.Problem != "" {
-			fmt.Fprintf(&notes, "%s: %s\n", short(r.Name), plain(r.Problem))
+			fmt.Fprintf(&notes, "%s: %s\n", short(r.Name), clean(r.Problem))
 		}
 		if r.State == "unreadable" {
 			fmt.Fprintf(t, "%s\t%s\t-\t-\t-\t-\t-\t-\t-\t-\t-\n", short(r.Name), r.State)
@@ -111,17 +111,17 @@ func listing(dir string, runs []spirt.RunSummary, left int) string {
 // short is a text of a file or a folder in a cell of a table.
 func short(s string) string {
 	const most = 48
-	if r := []rune(plain(s[:min(len(s), 4*most)])); len(r) > most || len(s) > 4*most {
+	if r := []rune(clean(s[:min(len(s), 4*most)])); len(r) > most || len(s) > 4*most {
 		return string(r[:min(len(r), most-1)]) + "…"
 	}
-	return plain(s)
+	return clean(s)
 }
 
 // legible is an error without what a terminal obeys: folders may have any name.
 func legible(err error) error {
 	lines := strings.Split(err.Error(), "\n")
 	for i, l := range lines {
-		lines[i] = plain(l)
+		lines[i] = clean(l)
 	}
 	text := strings.Join(lines, "\n")
 	var wrong *spirt.UsageError

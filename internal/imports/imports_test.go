@@ -61,6 +61,7 @@ var families = map[string]family{
 	"tensor":               {layer: 0},
 	"resp":                 {layer: 0},
 	"internal/kernel":      {layer: 0},
+	"internal/spell":       {layer: -1},
 	"internal/treehash":    {layer: 0, external: []string{"github.com/zeebo/blake3"}},
 	"internal/membership":  {layer: 1, external: []string{"github.com/fxamacker/cbor", "github.com/zeebo/blake3"}, without: []string{"net", "os", "syscall"}},
 	"internal/imports":     {layer: 0},
