@@ -29,6 +29,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/net/netutil"
+
 	"github.com/spirt-ml/spirt"
 	"github.com/spirt-ml/spirt/bill"
 )
@@ -38,10 +40,11 @@ var static embed.FS
 
 const (
 	// MinToken is the least length of a token in bytes.
-	MinToken   = 16
-	maxRuns    = 64
-	maxStreams = 64
-	cookie     = "spirt-dashboard"
+	MinToken       = 16
+	maxRuns        = 64
+	maxStreams     = 64
+	maxConnections = 256
+	cookie         = "spirt-dashboard"
 )
 
 // Config says what is shown, to whom.
@@ -154,7 +157,11 @@ func (s *Server) Listen(address string) (net.Listener, error) {
 	if s.token == nil && !loopback(host) {
 		return nil, fmt.Errorf("listen address %s: others could reach it: give a token, or listen on 127.0.0.1", address)
 	}
-	return net.Listen("tcp", address)
+	l, err := net.Listen("tcp", address)
+	if err != nil {
+		return nil, err
+	}
+	return netutil.LimitListener(l, maxConnections), nil
 }
 
 func loopback(host string) bool {
@@ -209,6 +216,10 @@ func (s *Server) Handler() http.Handler {
 // guard lets only those in who may see the runs.
 func (s *Server) guard(next http.Handler, files fs.FS) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		// A stream sets times of its own; all else is over soon.
+		out := http.NewResponseController(w)
+		out.SetReadDeadline(time.Now().Add(10 * time.Second))
+		out.SetWriteDeadline(time.Now().Add(time.Minute))
 		h := w.Header()
 		h.Set("Content-Security-Policy", "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; connect-src 'self'; form-action 'self'; frame-ancestors 'none'; base-uri 'none'")
 		h.Set("X-Content-Type-Options", "nosniff")
@@ -308,6 +319,7 @@ func (s *Server) follow(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	out := http.NewResponseController(w)
+	out.SetReadDeadline(time.Time{}) // nothing more is read; that somebody has gone is noticed
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("Cache-Control", "no-store")
 	tick := time.NewTicker(updateEvery)
