@@ -137,7 +137,10 @@ func (m *Machine) repursue() bool {
 	}
 	m.dirty = false
 	if n := m.choose(); n != m.pursued && n != m.head {
-		m.pursue(n)
+		deadline := m.deadline
+		if m.pursue(n); m.phase == phasePursue {
+			m.deadline = deadline // else a fast run would move the goal without end
+		}
 		return true
 	}
 	return false
