@@ -38,16 +38,6 @@ const (
 // errLie marks bytes that are not what their hash says.
 var errLie = errors.New("what it sent does not have the hash asked for")
 
-// ErrAbsent is returned by Resume where no connected member has the body.
-var ErrAbsent = errors.New("no connected member has it")
-
-// errNotHere is what one of them says.
-var errNotHere = errors.New("it does not have it")
-
-// absentTries is how often each member is asked before Resume believes it:
-// about 0.4 s.
-const absentTries = 4
-
 // Fetch returns the body of that hash and size, as FetchInto gets it.
 func (h *Host) Fetch(ctx context.Context, hash treehash.Hash, size int64, from []int) ([]byte, error) {
 	if size < 0 || size > min(h.cfg.Limits.BodySize, math.MaxInt) {
@@ -74,8 +64,6 @@ func (h *Host) FetchInto(ctx context.Context, dst []byte, hash treehash.Hash, fr
 
 // Resume is FetchInto for a dst that may hold chunks of the body already, those
 // of a FetchInto that failed or of a file: whichever are right are not fetched.
-// It is for bodies that nobody is about to get: it ends with ErrAbsent once
-// every connected member has said some times over that it does not have it.
 func (h *Host) Resume(ctx context.Context, dst []byte, hash treehash.Hash, from []int) error {
 	return h.fetch(ctx, dst, hash, from, true)
 }
@@ -220,9 +208,6 @@ func (f *fetch) run(ctx context.Context) error {
 		if f.active == 0 && f.allLied() {
 			return f.failure(errors.New("every member sent something else"))
 		}
-		if f.resume && f.active == 0 && f.absent() {
-			return f.failure(ErrAbsent)
-		}
 		select {
 		case o := <-f.done:
 			f.finished(o)
@@ -300,24 +285,6 @@ func (f *fetch) allLied() bool {
 		}
 	}
 	return true
-}
-
-// absent reports whether every connected member, one at least, has said often
-// enough that it does not have the body.
-func (f *fetch) absent() bool {
-	f.h.mu.Lock()
-	defer f.h.mu.Unlock()
-	said := 0
-	for _, s := range f.sources {
-		switch {
-		case s.liar || s.member.session() == nil:
-		case s.failed < absentTries || !errors.Is(s.err, errNotHere):
-			return false
-		default:
-			said++
-		}
-	}
-	return said > 0
 }
 
 // failure says what became of every source.
@@ -847,7 +814,7 @@ func (w *worker) status(ctx context.Context) (byte, error) {
 	}
 	switch b[0] {
 	case statusAbsent:
-		return 0, errNotHere
+		return 0, errors.New("it does not have it")
 	case statusBusy:
 		return 0, errors.New("it is busy")
 	case statusRefused:

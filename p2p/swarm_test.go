@@ -204,34 +204,6 @@ func TestSourcesDieInTheMiddle(t *testing.T) {
 	}
 }
 
-// What no connected member has is not waited for, but who is busy, or gets it
-// meanwhile, counts.
-func TestResumeAbsent(t *testing.T) {
-	g := newGroup(t, 3)
-	p, o := g.start(0), g.start(1) // the third is never there
-	p.dials(o)
-	p.wait("connected", func() bool { return p.connected[1] })
-	body := randomBody(1000)
-	hash := treehash.Sum(body)
-	dst := make([]byte, len(body))
-	if err := p.Resume(t.Context(), dst, hash, []int{1, 2}); !errors.Is(err, ErrAbsent) {
-		t.Errorf("nobody has it: %v", err)
-	}
-	o.shelf.put(body)
-	if err := p.Resume(t.Context(), dst, hash, []int{1, 2}); err != nil || !bytes.Equal(dst, body) {
-		t.Errorf("a member has it: %v", err)
-	}
-	// Nobody at all is connected: somebody may come, so ctx decides.
-	lone := newGroup(t, 2).start(0)
-	ctx, cancel := context.WithCancel(t.Context())
-	ended := make(chan error, 1)
-	go func() { ended <- lone.Resume(ctx, dst, treehash.Sum([]byte("x")), []int{1}) }()
-	cancel()
-	if err := <-ended; !errors.Is(err, context.Canceled) {
-		t.Errorf("nobody is there: %v", err)
-	}
-}
-
 // throttle passes bytes between a peer and whoever connects, so many a second
 // towards the latter.
 type throttle struct {
