@@ -268,6 +268,16 @@ func TestEndAfterAnswer(t *testing.T) {
 	}
 }
 
+// A call that may not wait for its turn waits all the same for the end of an instance that has answered: it is not taken.
+func TestNotRefusedAfterAnswer(t *testing.T) {
+	p := platform(t, Config{Concurrency: 1, Timeout: 10 * patience, Env: []string{"SPIRT_TEST_INIT=stay"}})
+	for range 3 {
+		if out := p.invoke(t.Context(), newRequestID(), event(t, order{}), 0, false); out.err != nil || !out.inv.Cold {
+			t.Fatalf("%+v, %v", out.inv, out.err)
+		}
+	}
+}
+
 func TestInitFailure(t *testing.T) {
 	text := filepath.Join(t.TempDir(), "text")
 	if err := os.WriteFile(text, []byte("not a program"), 0o755); err != nil {

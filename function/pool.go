@@ -18,8 +18,13 @@ type grant struct {
 	err error
 }
 
-// patience is how long a caller waits for an instance that has answered to poll again before it starts another.
-const patience = 20 * time.Millisecond
+// How long a caller waits for an instance that has answered to poll again or to end, before it starts another, or is
+// refused if there is room for none. A new instance costs about as much as the wait; a refusal costs the caller its call,
+// and an instance whose function panicked may take a while to end on a machine that is busy.
+const (
+	patience        = 20 * time.Millisecond
+	refusalPatience = 2 * time.Second
+)
 
 // acquire takes the idle instance that was used last, or room for a new one, or waits its turn for either.
 func (p *Platform) acquire(ctx context.Context, wait bool) grant {
@@ -53,11 +58,16 @@ func (p *Platform) acquire(ctx context.Context, wait bool) grant {
 	p.event("wait", 0)
 	p.mu.Unlock()
 
-	var expired <-chan time.Time
+	var expired, refused <-chan time.Time
 	if patient {
 		timer := time.NewTimer(patience)
 		defer timer.Stop()
 		expired = timer.C
+	}
+	if !wait {
+		timer := time.NewTimer(refusalPatience)
+		defer timer.Stop()
+		refused = timer.C
 	}
 wait:
 	for {
@@ -68,9 +78,8 @@ wait:
 			if p.startInstead(w) {
 				return grant{}
 			}
-			if !wait {
-				break wait
-			}
+		case <-refused:
+			break wait
 		case <-ctx.Done():
 			break wait
 		}
