@@ -43,6 +43,7 @@ type Host struct {
 	closed   bool
 	roster   *roster
 	sparse   bool                      // not all members are neighbours
+	lenient  time.Duration             // until then others may take the roster for a sparse one; 0: they do not
 	position int                       // of this peer among the roster's members
 	sessions map[network.Conn]*session // of every member's connection, up or not
 	guests   map[network.Conn]*guest   // strangers, and members that ask to join

@@ -26,7 +26,20 @@ const (
 func (h *Host) meshLocked() {
 	all := h.roster.members
 	n := len(all)
+	was := h.sparse
 	h.sparse = n > h.cfg.Limits.Neighbours
+	// The others get the roster a little sooner or later. Who knows a larger
+	// one closes connections that are needed where it is not known.
+	switch {
+	case was && !h.sparse:
+		h.lenient = h.now() + h.goneAfter()
+	case h.sparse && !was:
+		for _, m := range all {
+			if m.session() != nil {
+				m.demand = max(m.demand, h.now()+h.onDemandIdle())
+			}
+		}
+	}
 	for i, m := range all {
 		m.near = !h.sparse
 		if m == h.self {
@@ -73,7 +86,7 @@ func (h *Host) crowdedLocked(s *session) bool {
 // noticeLocked tells the application when a member came or went.
 func (h *Host) noticeLocked(m *member, why string) {
 	there := len(m.sessions) > 0
-	if !there && h.sparse && !m.expelled && h.roster.has(m) {
+	if !there && (h.sparse || h.now() < h.lenient) && !m.expelled && h.roster.has(m) {
 		there = m.heard > 0 && h.now()-m.heard < h.goneAfter()
 	}
 	if there == m.present {
@@ -89,11 +102,15 @@ func (h *Host) noticeLocked(m *member, why string) {
 // watchLocked looks for members that have not been heard for too long, and for
 // connections that are not needed any more.
 func (h *Host) watchLocked() {
-	if !h.sparse {
+	if !h.sparse && h.lenient == 0 {
 		return
 	}
-	h.unmuteLocked()
 	now := h.now()
+	if h.sparse {
+		h.unmuteLocked()
+	} else if now >= h.lenient {
+		h.lenient = 0
+	}
 	for _, m := range h.roster.members {
 		if m.present {
 			h.noticeLocked(m, "nobody heard of it for "+(now-m.heard).Round(time.Millisecond).String())
