@@ -48,6 +48,7 @@ func (m *Machine) connected(p Peer) {
 	}
 	m.peers[p].connected = true
 	m.peers[p].met = true
+	m.peers[p].jumped = false
 	m.later = true
 	m.wantBodies()
 	for _, n := range m.tree.nodes {
@@ -163,8 +164,11 @@ func (m *Machine) received(msg *Message, id Hash) {
 		m.receivedRecord(p, &s, msg, id)
 		return
 	}
-	if p == m.cfg.Self {
-		return // a message of before a restart, or one's own echo
+	if p == m.cfg.Self { // a message of before a restart, or one's own echo
+		if r, ok := msg.Body.(Return); ok {
+			m.counter = max(m.counter, r.Counter)
+		}
+		return
 	}
 	m.holder(p, msg.Parent)
 	m.later = m.later || msg.Slot > m.slot
@@ -191,7 +195,7 @@ func (m *Machine) received(msg *Message, id Hash) {
 	case Return:
 		if !h.returned {
 			h.returned = true
-			m.learn(msg.Parent, &b.Head)
+			m.receivedReturn(p, &b, msg, id)
 		}
 		m.maybeReturns(p, msg.Slot, msg.Parent)
 	}
@@ -289,9 +293,8 @@ func (m *Machine) receivedRecord(p Peer, s *SignedRecord, msg *Message, message 
 			return
 		}
 	}
-	l := &m.latest[p]
-	if s.Counter == l.counter && l.node != nil && l.node.id != id {
-		m.accuse(p, l.message, message, "records with one counter")
+	if m.latest[p].contradicts(s.Counter, id) {
+		m.accuse(p, m.latest[p].message, message, "votes for a head with one counter")
 		return
 	}
 	n := m.learn(id, r)
@@ -303,9 +306,7 @@ func (m *Machine) receivedRecord(p Peer, s *SignedRecord, msg *Message, message 
 		n.signers.add(p)
 		n.failures, n.unavailable = 0, 0
 	}
-	if s.Counter >= l.counter {
-		l.counter, l.node, l.message = s.Counter, n, message
-	}
+	m.latest[p].follow(s.Counter, n, message)
 	if n != m.own && n != m.head {
 		m.dirty = true
 	}
@@ -317,6 +318,34 @@ func (m *Machine) receivedRecord(p Peer, s *SignedRecord, msg *Message, message 
 		if m.phase == phaseRecord && h == m.here(p) {
 			m.answers.add(m.now - m.recordAt)
 		}
+	}
+}
+
+// receivedReturn notes where p is, and that it votes for that head where it
+// says so.
+func (m *Machine) receivedReturn(p Peer, b *Return, msg *Message, message Hash) {
+	ros := m.rosters[msg.Roster]
+	votes := b.Counter > 0 && ros != nil && ros.has(p)
+	if votes && m.latest[p].contradicts(b.Counter, msg.Parent) {
+		m.accuse(p, m.latest[p].message, message, "votes for a head with one counter")
+		return
+	}
+	if n := m.learn(msg.Parent, &b.Head); n != nil && votes {
+		m.latest[p].follow(b.Counter, n, message)
+		m.dirty = true
+	}
+}
+
+// contradicts reports whether a vote names another record than the latest one,
+// with its counter.
+func (l *latestSigned) contradicts(counter uint64, record Hash) bool {
+	return counter == l.counter && l.node != nil && l.node.id != record
+}
+
+// follow makes a vote for a head the latest, if it is.
+func (l *latestSigned) follow(counter uint64, n *node, message Hash) {
+	if counter >= l.counter {
+		l.counter, l.node, l.message = counter, n, message
 	}
 }
 

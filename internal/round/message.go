@@ -281,8 +281,13 @@ type SignedRecord struct {
 // to be waited for. A peer sends it where the head was made without it, after a
 // restart, and after a slot that failed. It carries the parent's content, so
 // that peers that lost their memory see how their heads are linked.
+//
+// Where the signer went to its head from another branch, or further along its
+// own, without signing it, Counter makes the return its vote for the head, as
+// that of a SignedRecord. Zero: its latest signature stays what it was.
 type Return struct {
-	Head Record
+	Counter uint64
+	Head    Record
 }
 
 // Vote says that its signer has the target's state on its disk, and that no
@@ -410,6 +415,13 @@ type (
 		Counter  uint64
 		TimedOut bool
 		Record   wireRecordContent
+	}
+	wireReturn struct {
+		_       struct{} `cbor:",toarray"`
+		Counter uint64
+		Slot    uint64
+		Parent  Hash
+		Record  wireRecordContent
 	}
 	// wireContent is what a record's ID is the hash of.
 	wireContent struct {
@@ -551,7 +563,7 @@ func (s SignedRecord) wire() any {
 }
 
 func (r Return) wire() any {
-	return wireContent{Slot: r.Head.Slot, Parent: r.Head.Parent, Record: wireRecord(&r.Head)}
+	return wireReturn{Counter: r.Counter, Slot: r.Head.Slot, Parent: r.Head.Parent, Record: wireRecord(&r.Head)}
 }
 
 func (v Vote) wire() any {
@@ -597,11 +609,11 @@ func decodeBody(t Type, raw []byte, slot uint64, parent Hash) (Body, error) {
 		}
 		return SignedRecord{Counter: w.Counter, TimedOut: w.TimedOut, Record: w.Record.record(slot, parent)}, nil
 	case TypeReturn:
-		var w wireContent
+		var w wireReturn
 		if err := decoding.Unmarshal(raw, &w); err != nil {
 			return nil, err
 		}
-		return Return{Head: w.Record.record(w.Slot, w.Parent)}, nil
+		return Return{Counter: w.Counter, Head: w.Record.record(w.Slot, w.Parent)}, nil
 	case TypeVote:
 		var w wireContent
 		if err := decoding.Unmarshal(raw, &w); err != nil {
@@ -788,6 +800,9 @@ func (r Return) validate(m *Message) error {
 	if r.Head.Slot >= m.Slot || r.Head.ID() != m.Parent {
 		return errors.New("its head is not the parent")
 	}
+	if r.Counter > MaxSlot {
+		return fmt.Errorf("counter %d out of range", r.Counter)
+	}
 	return r.Head.validate()
 }
 
@@ -939,18 +954,37 @@ func (p *Proof) check(job Hash, keys Keys) error {
 	return nil
 }
 
+// headVote returns the counter and the record of a vote for a head; zero if the
+// message is none.
+func (m *Message) headVote() (counter uint64, record Hash) {
+	switch b := m.Body.(type) {
+	case SignedRecord:
+		return b.Counter, b.Record.ID()
+	case Return:
+		return b.Counter, m.Parent
+	}
+	return 0, Hash{}
+}
+
 // conflicts reports whether no honest peer signs both of two different
 // messages.
 func conflicts(a, b *Message) bool {
-	if a.From != b.From || a.Type() != b.Type() {
+	if a.From != b.From {
+		return false
+	}
+	if c, record := a.headVote(); c > 0 {
+		if d, other := b.headVote(); c == d && record != other {
+			return true
+		}
+	}
+	if a.Type() != b.Type() {
 		return false
 	}
 	switch x := a.Body.(type) {
 	case Announce, Ballot:
 		return a.Slot == b.Slot && a.Parent == b.Parent
 	case SignedRecord:
-		y := b.Body.(SignedRecord)
-		return a.Slot == b.Slot && a.Parent == b.Parent || x.Counter == y.Counter
+		return a.Slot == b.Slot && a.Parent == b.Parent || x.Counter == b.Body.(SignedRecord).Counter
 	case Vote:
 		y := b.Body.(Vote)
 		s, t := &x.Target, &y.Target
@@ -1008,6 +1042,10 @@ func (m Message) String() string {
 		s += fmt.Sprintf(" from %s height %d", b.Target.Justified.ID.Short(), b.Target.Justified.Height)
 	case Proof:
 		s += fmt.Sprintf(": against %d", b.Peer)
+	case Return:
+		if b.Counter > 0 {
+			s += fmt.Sprintf(": counter %d", b.Counter)
+		}
 	case SignedRecord:
 		id := b.Record.ID()
 		s += fmt.Sprintf(": %s height %d set %s counter %d", id.Short(), b.Record.Height, describeSet(b.Record.Set), b.Counter)

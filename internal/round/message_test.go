@@ -63,6 +63,7 @@ func testMessages() []Message {
 		{From: 0, Slot: 9, Parent: parent, Body: SignedRecord{Record: full, Counter: 300}},
 		{From: 0, Slot: 9, Parent: parent, Body: SignedRecord{Record: bare, Counter: 1 << 40, TimedOut: true}},
 		{From: 2, Slot: 10, Parent: full.ID(), Body: Return{Head: full}},
+		{From: 2, Slot: 11, Parent: full.ID(), Body: Return{Counter: 301, Head: full}},
 		{From: 3, Slot: 9, Parent: parent, Body: Ballot{Entries: full.Set, Expelled: []Peer{1}, Justified: full.Justified, Roster: h("next roster")}},
 		{From: 1, Slot: 7, Parent: full.ID(), Body: Vote{Target: full}},
 		{From: 2, Slot: 1, Body: RosterNotice{Data: []byte("a roster")}},
@@ -186,6 +187,7 @@ func TestOpenRefuses(t *testing.T) {
 		"too long":        {make([]byte, MaxMessageBytes+1), testJob, "bytes, more than"},
 		"size alone":      {with(Announce{Bytes: 5}), testJob, "a size without a gradient"},
 		"too many bytes":  {with(Announce{Gradient: h("g"), Bytes: MaxGradientBytes + 1}), testJob, "more than"},
+		"return counter":  {sign(1, Message{From: 1, Slot: 12, Parent: record.Record.ID(), Roster: testRoster, Body: Return{Counter: MaxSlot + 1, Head: record.Record}}), testJob, "counter 281474976710657"},
 		"another head":    {with(Return{Head: record.Record}), testJob, "not the parent"},
 		"codec":           {with(Announce{Gradient: h("g"), Bytes: 1, Codec: 9}), testJob, "unknown codec 9"},
 		"more than all":   {with(Announce{Gradient: h("g"), Bytes: 1, Validation: Validation{Correct: 2, Count: 1}}), testJob, "2 right of 1"},
@@ -298,6 +300,9 @@ func TestProofs(t *testing.T) {
 	say := func(r Record, counter uint64) Message {
 		return Message{Slot: r.Slot, Parent: r.Parent, Body: SignedRecord{Record: r, Counter: counter}}
 	}
+	back := func(r Record, counter uint64) Message {
+		return Message{Slot: r.Slot + 1, Parent: r.ID(), Body: Return{Counter: counter, Head: r}}
+	}
 	announce := func(g string, slot uint64) Message {
 		return Message{Slot: slot, Parent: parent, Body: Announce{Gradient: h(g), Bytes: 4}}
 	}
@@ -313,6 +318,11 @@ func TestProofs(t *testing.T) {
 		"two records":         {say(record.Record, 1), say(other, 2), true},
 		"one counter":         {say(record.Record, 1), say(later, 1), true},
 		"a later record":      {say(record.Record, 1), say(later, 2), false},
+		"to one head":         {back(record.Record, 3), say(record.Record, 3), false},
+		"a return elsewhere":  {back(record.Record, 3), say(later, 3), true},
+		"two returns":         {back(record.Record, 3), back(later, 3), true},
+		"a later return":      {back(record.Record, 3), back(later, 4), false},
+		"returns, no votes":   {back(record.Record, 0), back(later, 0), false},
 		"votes for a height":  {vote(8, 4), vote(8, 0), true},
 		"a vote around":       {vote(12, 0), vote(8, 4), true},
 		"a vote within":       {vote(8, 4), vote(12, 0), true},

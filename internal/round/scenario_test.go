@@ -220,7 +220,11 @@ func (s *story) run(t *testing.T, d *datadriven.TestData) string {
 		}
 	case "return":
 		for _, p := range froms {
-			out.WriteString(message(p, Return{Head: s.m.head.rec}))
+			r := Return{Counter: number("counter", 0), Head: s.m.head.rec}
+			if on := arg(d, "on", ""); on != "" {
+				r.Head = s.records[on]
+			}
+			out.WriteString(message(p, r))
 		}
 	case "body":
 		for _, p := range froms {

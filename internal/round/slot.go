@@ -123,8 +123,8 @@ func (m *Machine) beginAt(slot uint64) {
 		m.wait[p] = m.peers[p].waiting && m.present(Peer(p))
 	}
 	m.cover(slot)
-	if m.head.rec.Height > 0 && (m.fails > 0 || m.begun == 1 || !m.head.rec.Has(m.cfg.Self)) {
-		m.send(Return{Head: m.head.rec})
+	if m.head.rec.Height > 0 && (m.fails > 0 || m.begun == 1 || !m.head.rec.Has(m.cfg.Self) || m.moved()) {
+		m.sayReturn()
 	}
 	m.compute(slot, m.head)
 	m.announce()
@@ -145,8 +145,28 @@ func (m *Machine) enterFinal() {
 	m.retain()
 	if m.taking && m.latest[m.cfg.Self].node != m.head {
 		m.cover(m.slot)
-		m.send(Return{Head: m.head.rec})
+		m.sayReturn()
 	}
+}
+
+// moved reports whether this peer went to a head that it did not sign, and
+// signed nothing that follows it: its latest vote then is for where it no
+// longer is.
+func (m *Machine) moved() bool {
+	l := m.latest[m.cfg.Self].node
+	return l == nil || !l.descends(m.head)
+}
+
+// sayReturn says that this peer is at the head, and votes for it where its
+// latest vote is for something else.
+func (m *Machine) sayReturn() {
+	r := Return{Head: m.head.rec}
+	if m.moved() {
+		m.counter++
+		r.Counter = m.counter
+		m.latest[m.cfg.Self] = latestSigned{counter: m.counter, node: m.head}
+	}
+	m.send(r)
 }
 
 // hurry shortens the wait for announcements once enough others gave theirs up:

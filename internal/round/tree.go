@@ -325,9 +325,10 @@ func (m *Machine) choose() *node {
 		better := r.weight > best.weight
 		if r.weight == best.weight {
 			// No link is known, so there is no child of a common ancestor to
-			// compare: the first peer in roster order decides, the same
-			// wherever one looks from.
-			better = r.lowest < best.lowest && (best != own || m.now-r.seen >= m.cfg.Timeouts.Orphan)
+			// compare: where as much was done the first peer in roster order
+			// decides, the same wherever one looks from.
+			x, y := m.reach(r, 0), m.reach(best, 0)
+			better = (x > y || x == y && r.lowest < best.lowest) && (best != own || m.now-r.seen >= m.cfg.Timeouts.Orphan)
 		}
 		if better {
 			best = r
@@ -440,7 +441,7 @@ func (m *Machine) descend(n *node, need int) *node {
 			if c.stamp != m.tree.choices || c.weight < enough || c.tried == m.tree.descent {
 				continue
 			}
-			if best == nil || c.weight > best.weight || c.weight == best.weight && lessHash(c.id, best.id) {
+			if best == nil || c.weight > best.weight || c.weight == best.weight && m.leads(c, best, need) {
 				best = c
 			}
 		}
@@ -456,6 +457,35 @@ func (m *Machine) descend(n *node, need int) *node {
 		return n
 	}
 	return nil
+}
+
+// stride is how many heights make a difference between branches with as many
+// signers. What one hears of the others' branch is old by some rounds: if one
+// round counted, each side would take its own for the higher, for ever.
+const stride = 16
+
+// leads decides between two children with as many signers: the way on goes
+// where more was done, then to the smaller hash.
+func (m *Machine) leads(a, b *node, need int) bool {
+	if x, y := m.reach(a, need), m.reach(b, need); x != y {
+		return x > y
+	}
+	return lessHash(a.id, b.id)
+}
+
+// reach is the height in strides up to which n's subtree has enough signers.
+func (m *Machine) reach(n *node, need int) uint64 {
+	height := n.rec.Height / stride
+	enough := need
+	if enough == 0 {
+		enough = m.need(&n.rec)
+	}
+	for _, c := range n.children {
+		if c.stamp == m.tree.choices && c.weight >= enough && c.tried != m.tree.descent {
+			height = max(height, m.reach(c, need))
+		}
+	}
+	return height
 }
 
 // need is the threshold for the children of a record, worked out once for a

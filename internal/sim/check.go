@@ -20,14 +20,7 @@ func (w *world) fail(format string, args ...any) {
 func (w *world) checkRecord(p *peer, msg round.Message, b round.SignedRecord) {
 	id := b.Record.ID()
 	w.records[id] = b.Record
-	k := [2]uint64{uint64(p.id), b.Counter}
-	if before, ok := w.counters[k]; ok && before != id {
-		w.fail("P3: peer %d signs two records with counter %d", p.id, b.Counter)
-	}
-	w.counters[k] = id
-	if b.Counter > p.counter {
-		w.fail("P3: peer %d signs with counter %d, above %d on disk", p.id, b.Counter, p.counter)
-	}
+	w.checkCounter(p, b.Counter, id)
 	if s := follows(w.records[b.Record.Parent], b.Record.Set); s != stateOf(b.Record) {
 		w.fail("P2: peer %d signs a record whose model does not follow from its set", p.id)
 	}
@@ -52,6 +45,18 @@ func (w *world) checkRecord(p *peer, msg round.Message, b round.SignedRecord) {
 	}
 }
 
+// checkCounter checks what a peer votes for as head with a counter.
+func (w *world) checkCounter(p *peer, counter uint64, id round.Hash) {
+	k := [2]uint64{uint64(p.id), counter}
+	if before, ok := w.counters[k]; ok && before != id {
+		w.fail("P3: peer %d votes for two heads with counter %d", p.id, counter)
+	}
+	w.counters[k] = id
+	if counter > p.counter {
+		w.fail("P3: peer %d signs with counter %d, above %d on disk", p.id, counter, p.counter)
+	}
+}
+
 // rounds notes how long rounds take: from when the first peer is at height 1 to
 // when the first is at the highest.
 func (w *world) rounds(height uint64) {
@@ -61,9 +66,10 @@ func (w *world) rounds(height uint64) {
 	case w.top == 0:
 		w.firstAt = w.now
 	default:
+		w.result.Stall = max(w.result.Stall, w.now-w.topAt)
 		w.result.Round = (w.now - w.firstAt) / time.Duration(height-1)
 	}
-	w.top = height
+	w.top, w.topAt = height, w.now
 }
 
 // done reports whether the run has shown what it is for.

@@ -445,6 +445,13 @@ func (w *world) send(p *peer, msg round.Message) {
 		}
 	case round.SignedRecord:
 		w.checkRecord(p, msg, b)
+	case round.Return:
+		if !p.states[stateOf(b.Head)] {
+			w.fail("P2: peer %d says that it is at a record whose state it does not hold", p.id)
+		}
+		if b.Counter > 0 {
+			w.checkCounter(p, b.Counter, msg.Parent)
+		}
 	}
 	w.mix(uint64(msg.Type()))
 	w.mix(msg.Slot)

@@ -93,6 +93,14 @@ func (w *world) lie(p *peer, msg round.Message) {
 		case round.SignedRecord:
 			b.Counter++
 			other.Body = b
+		case round.Return:
+			before, ok := w.records[b.Head.Parent]
+			if !ok || before.Height == 0 {
+				w.all(p, msg)
+				return
+			}
+			b.Counter, b.Head = max(b.Counter, 1), before
+			other.Body, other.Parent, other.Roster = b, before.ID(), before.Roster
 		case round.Vote:
 			b.Target.Model = hash("other", b.Target.Height)
 			other.Body, other.Parent = b, b.Target.ID()

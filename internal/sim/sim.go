@@ -108,6 +108,7 @@ type Result struct {
 	Faults   map[string]int // how often each kind of fault struck
 	Messages uint64         // that peers sent to each other, those that were lost too
 	Bytes    uint64         // in them
+	Stall    time.Duration  // longest virtual time in which no peer got higher than any had been
 	Round    time.Duration  // mean virtual time of a round, from the second on
 }
 
@@ -249,6 +250,7 @@ type world struct {
 	goal      uint64 // height to meet at
 	met       time.Duration
 	top       uint64        // height that anyone was at
+	topAt     time.Duration // when the first got there
 	firstAt   time.Duration // when the first was at height 1
 	result    Result
 	err       error

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -65,6 +66,44 @@ func TestChaos(t *testing.T) {
 		worst = max(worst, res.Met)
 	}
 	t.Logf("%d seeds, heads met at the latest %v after all faults healed", n, worst)
+}
+
+// rolling draws four peers of which one is killed every three to five seconds,
+// and back in half a second, while the network is in two halves for 20 s. So
+// that less work is lost than all of a partition, what is justified is old.
+func rolling(seed uint64) Config {
+	r := rand.New(rand.NewPCG(seed, 99))
+	c := Config{Seed: seed, Peers: 4, F: 1, Delay: 20 * time.Millisecond, Chaos: 90 * time.Second, CheckpointEvery: []uint64{8, 50}[seed%2]}
+	c.Faults = []Fault{{At: 6 * time.Second, Kind: Partition, For: 20 * time.Second, Parts: [][]int{{0, 1}, {2, 3}}}}
+	for at := 4 * time.Second; at < c.Chaos; at += 3*time.Second + time.Duration(r.Int64N(int64(2*time.Second))) {
+		c.Faults = append(c.Faults, Fault{At: at, Kind: Crash, Peer: r.IntN(4), For: 200*time.Millisecond + time.Duration(r.Int64N(int64(400*time.Millisecond)))})
+	}
+	return c
+}
+
+// Peers that are killed all the time still get on: the run is never for long
+// where it had been before (P14). Rounds take a fifth of a second here.
+func TestRollingKills(t *testing.T) {
+	n := *seeds / 4
+	if testing.Short() {
+		n /= 6
+	}
+	var worst time.Duration
+	heights := uint64(0)
+	for i := range n {
+		cfg := rolling(*first + uint64(i))
+		res, err := Run(cfg)
+		if err == nil && res.Stall > 20*time.Second {
+			err = fmt.Errorf("seed %d: for %v no peer was further than one had been before: heights %v", cfg.Seed, res.Stall, res.Heights)
+		}
+		if err != nil {
+			failing(t, cfg, err)
+			return
+		}
+		worst = max(worst, res.Stall)
+		heights += res.Heights[0]
+	}
+	t.Logf("%d seeds: %d rounds a run, at most %v without getting further", n, heights/uint64(max(n, 1)), worst)
 }
 
 func TestSameSeedSameTrace(t *testing.T) {
