@@ -344,7 +344,7 @@ func (w *world) execute(p *peer, a round.Action) {
 			return
 		}
 		p.finished = a.ID
-		w.result.Finished[p.id] = a.ID
+		w.result.Finished[p.id], w.result.Ends[p.id] = a.ID, a.Record.Height
 	}
 }
 

@@ -120,8 +120,9 @@ func (w *world) look(p, q *peer, life int) {
 		return
 	}
 	w.deliver(p, round.Connected{Peer: round.Peer(q.id)})
-	if w.adjoin(p, q) {
+	if w.adjoin(p, q) { // whoever knows of the connection first has nobody yet to send to
 		w.sync(q, p)
+		w.sync(p, q)
 	}
 }
 

@@ -99,6 +99,7 @@ type Result struct {
 	Met      time.Duration // after the end of Chaos
 	Heights  []uint64
 	Finished []round.Hash // the record each peer finished at
+	Ends     []uint64     // its height; who was killed afterwards is lower again
 	Sets     [][]round.Entry
 	Timeouts int
 	Lost     int
@@ -288,7 +289,7 @@ func Run(cfg Config) (Result, error) {
 	w.setUpRoster()
 	w.genesis = round.Genesis(job, w.rosters[0].Hash, hash("model"), hash("state"))
 	w.records[w.genesis.ID()] = w.genesis
-	w.result.Finished = make([]round.Hash, cfg.Peers)
+	w.result.Finished, w.result.Ends = make([]round.Hash, cfg.Peers), make([]uint64, cfg.Peers)
 	for i := range cfg.Peers {
 		p := &peer{id: i, checkpoints: map[round.Hash]round.Record{}, links: map[round.Hash][]round.Checkpoint{}, rosters: slices.Clone(w.rosters), gated: map[int]bool{}, speed: time.Duration(60+w.rng.IntN(40)) * time.Millisecond}
 		if slices.Contains(cfg.Slow, i) {

@@ -175,13 +175,13 @@ func TestAgreedStop(t *testing.T) {
 		for p, id := range res.Finished {
 			if id != (round.Hash{}) {
 				ended[id] = true
-				if h := res.Heights[p]; h < 20 || h == 1000 {
+				if h := res.Ends[p]; h < 20 || h == 1000 {
 					t.Errorf("seed %d: peer %d stopped at height %d", seed, p, h)
 				}
 			}
 		}
 		if len(ended) != 1 {
-			t.Errorf("seed %d: the peers stopped at %d records, heights %v", seed, len(ended), res.Heights)
+			t.Errorf("seed %d: the peers stopped at %d records, heights %v", seed, len(ended), res.Ends)
 		}
 	}
 }
