@@ -72,8 +72,14 @@ func (r *rawPeer) dial(p *testPeer) error {
 // greet opens the message stream and exchanges hellos.
 func (r *rawPeer) greet(p *testPeer) {
 	r.t.Helper()
+	r.greetAs(p, 1)
+}
+
+// greetAs greets as one of its runs.
+func (r *rawPeer) greetAs(p *testPeer, run uint64) {
+	r.t.Helper()
 	theirs := p.hello
-	theirs.run++
+	theirs.run += run
 	r.send(appendFrame(openerHead(messageProtocol), frameHello, theirs.append(nil)))
 	r.r = bufio.NewReader(r.stream)
 	if err := readHead(r.r, messageProtocol); err != nil {
@@ -526,6 +532,34 @@ func TestFetchFromLiarsOnlyFails(t *testing.T) {
 	_, err = p.Fetch(ctx, treehash.Sum(body[1:]), 999, []int{1})
 	if !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "member 1: it is not connected") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// A key in two places is told apart from a process that is started again.
+func TestTwoProcessesOfOneKeyAreTold(t *testing.T) {
+	g := newGroup(t, 2)
+	p := g.start(0)
+	for i, run := range []uint64{1, 2, 3, 2} {
+		r := g.dialRaw(1, p)
+		r.greetAs(p, run)
+		p.wait("the run", func() bool {
+			p.Host.mu.Lock()
+			defer p.Host.mu.Unlock()
+			s := p.roster.members[1].session()
+			return s != nil && s.run == p.hello.run+run
+		})
+		told := func() bool {
+			return len(p.refused) == 1 && strings.Contains(p.refused[0].Reason, "two processes use its key")
+		}
+		if i == 3 {
+			p.wait("the copy is told", told)
+		} else if p.look(func() {
+			if len(p.refused) > 0 {
+				t.Errorf("run %d: %+v", run, p.refused)
+			}
+		}); t.Failed() {
+			return
+		}
 	}
 }
 

@@ -28,6 +28,7 @@ type member struct {
 
 	// ----
 	sessions []*session // those that are up; messages go to the first
+	replaced [4]uint64  // the runs of its process that gave way to another last
 	addrs    []ma.Multiaddr
 	fresh    bool          // addrs changed since the dialler looked
 	up       chan struct{} // closed and replaced when a session comes up

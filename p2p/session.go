@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -237,7 +238,12 @@ func (h *Host) upLocked(s *session, run uint64) {
 	for i := len(m.sessions) - 1; i >= 0; i-- {
 		if o := m.sessions[i]; o.run != run {
 			h.dropLocked(o, "it was started again")
+			copy(m.replaced[1:], m.replaced[:])
+			m.replaced[0] = o.run
 		}
+	}
+	if slices.Contains(m.replaced[:], run) { // a process has one run: what gave way came back
+		h.reportRefused(m.id, s.conn.RemoteMultiaddr(), "two processes use its key, and each takes the other's place: stop one of them, and give a copied machine an identity of its own")
 	}
 	if other := m.session(); other != nil {
 		h.settleLocked(s, other)
