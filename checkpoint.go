@@ -31,9 +31,17 @@ func checkpointName(r *round.Record) string {
 
 // restored is a checkpoint whose state is in the database again.
 type restored struct {
-	record round.Record
-	links  []round.Checkpoint
-	name   string
+	record  round.Record
+	links   []round.Checkpoint
+	pending *pendingValidation // nil: there was none
+	name    string
+}
+
+// pendingValidation is the result of the model of a round that stands in an
+// announcement after the checkpoint: the state that it is of is not kept.
+type pendingValidation struct {
+	Round  uint64           `json:"round"`
+	Result round.Validation `json:"result"`
 }
 
 // recover loads all checkpoints of this peer, highest first. One that cannot
@@ -85,6 +93,11 @@ func (p *peer) recoverOne(name string) (r restored, err error) {
 			return r, fmt.Errorf("the links in the checkpoint %s: %w", name, err)
 		}
 	}
+	if s := meta["validation"]; s != "" {
+		if err := json.Unmarshal([]byte(s), &r.pending); err != nil {
+			return r, fmt.Errorf("the validation in the checkpoint %s: %w", name, err)
+		}
+	}
 	keys := p.checkpointKeys(name)
 	model, state, err := p.store.keepState(r.record.Height, keys[0], keys[1])
 	if err != nil {
@@ -105,9 +118,17 @@ func (p *peer) checkpoint(name string, r round.Record, links []round.Checkpoint)
 	params, opt := p.store.stateKeys(r)
 	keys := p.checkpointKeys(name)
 	err = errors.Join(err, lerr, p.db.Copy(keys[0], params), p.db.Copy(keys[1], opt))
+	meta := map[string]string{"record": string(record), "links": string(l), "job": p.ids.job.String()}
+	v := p.pendingAt(&r)
 	return func() error {
+		if v != nil && err == nil {
+			<-v.done // a few rounds at most: whoever goes on from here has the result too
+			var pending []byte
+			pending, err = json.Marshal(pendingValidation{Round: v.record.Height, Result: v.result})
+			meta["validation"] = string(pending)
+		}
 		if err == nil {
-			err = p.db.Checkpoint(name, keys, map[string]string{"record": string(record), "links": string(l), "job": p.ids.job.String()})
+			err = p.db.Checkpoint(name, keys, meta)
 			for _, key := range keys {
 				p.db.Delete(key)
 			}

@@ -219,22 +219,14 @@ func inUse(dir string) bool {
 	})
 }
 
-// isHeld reports whether a process has a lock. It takes it for a moment and
-// writes nothing.
+// isHeld reports whether a process has a lock. It asks as holder does, so that
+// whoever wants the lock at that moment still gets it.
 func isHeld(path string) bool {
 	if !isRegular(path) {
 		return false
 	}
-	f, err := os.OpenFile(path, os.O_RDWR, 0)
-	if errors.Is(err, fs.ErrPermission) {
-		f, err = os.Open(path)
-	}
-	if err != nil {
-		return !errors.Is(err, fs.ErrNotExist)
-	}
-	defer f.Close()
-	got, err := lockFile(f)
-	return err != nil || !got
+	held, _, err := holder(path)
+	return err != nil || held
 }
 
 // folded is what the events of a run come to.

@@ -313,6 +313,20 @@ func (j *Job) validated(announced uint64) (model uint64) {
 	return 0
 }
 
+// pending returns the round before another whose validation stands in
+// announcements after that: 0 if there is none.
+func (j *Job) pending(round uint64) (model uint64) {
+	if round == 0 {
+		return 0
+	}
+	every := uint64(j.ValidateEvery)
+	model = (round - 1) / every * every
+	if at, ok := j.validates(model); ok && at > round {
+		return model
+	}
+	return 0
+}
+
 // open returns the model and the data set of a resolved job, checked against
 // each other.
 func (j *Job) open() (*nn.Model, *dataset.Dataset, error) {

@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -135,6 +136,50 @@ func TestKilledAtEachStep(t *testing.T) {
 			if told.Invocations == 0 {
 				t.Error("no round was billed")
 			}
+		})
+	}
+}
+
+// A validation that is under way when a peer is stopped or killed still stands
+// in the records, so that the run ends where it would have ended.
+func TestValidationSurvives(t *testing.T) {
+	t.Parallel()
+	job := smallJob(60)
+	job.ValidateEvery, job.Patience, job.MinDelta = 10, 1, 50 // an improvement that there never is
+	undisturbed := runOf(t, job)
+	check(t, RunPeer(t.Context(), alone(undisturbed)))
+	rounds, want := roundsOf(eventsOf(t, undisturbed), 1)
+	if len(rounds) != 28 { // the second validation stands in the record of round 28
+		t.Fatalf("it ends at round %d", len(rounds))
+	}
+	for _, at := range []int{9, 10, 11, 13, 15, 17, 18, 21, 25, 27} {
+		ends := func(how string, dir string) {
+			if rounds, got := roundsOf(eventsOf(t, dir), 1); rounds[len(rounds)-1] != 28 || got != want {
+				t.Errorf("%s at round %d: it ends at round %d with the model %.12s, undisturbed at 28 with %.12s", how, at, rounds[len(rounds)-1], got, want)
+			}
+		}
+		t.Run(strconv.Itoa(at), func(t *testing.T) {
+			t.Parallel()
+			killed := runOf(t, job)
+			if !runKilled(t, killed, 1, stepAdopt, at) || runKilled(t, killed, 1, "", 0) {
+				t.Fatal("not killed, or twice")
+			}
+			ends("killed", killed)
+
+			stopped := runOf(t, job)
+			ctx, stop := context.WithCancel(t.Context())
+			defer stop()
+			c := alone(stopped)
+			c.step = func(e entry) {
+				if e.Step == stepAdopt && e.Round == uint64(at) {
+					stop()
+				}
+			}
+			if err := RunPeer(ctx, c); !errors.Is(err, ErrInterrupted) {
+				t.Fatal(err)
+			}
+			check(t, RunPeer(t.Context(), alone(stopped)))
+			ends("stopped", stopped)
 		})
 	}
 }
@@ -301,4 +346,30 @@ func BenchmarkJournal(b *testing.B) {
 	for b.Loop() {
 		j.note(entry{Step: stepFetch, Slot: 4, Round: 3, Name: strings.Repeat("ab", 32)})
 	}
+}
+
+// A run that cannot be resumed in full leaves the peers that run alone.
+func TestFailedResumeKillsNobody(t *testing.T) {
+	t.Parallel()
+	job := smallJob(100000)
+	job.Peers = 2
+	dir := runOf(t, job)
+	job, _, err := loadJob(dir)
+	check(t, err)
+	_, data, err := job.open()
+	check(t, err)
+	r := &run{dir: dir, job: job, data: data, prices: bill.Default(), started: time.Now(), peers: make([]child, 2)}
+	check(t, r.record("interrupted", nil))
+	check(t, os.MkdirAll(filepath.Join(peerDir(dir, 2), logFile), 0o755)) // no log can be opened there
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s|1||0", killVariable, dir))
+	check(t, cmd.Start())
+	defer cmd.Wait()
+	defer cmd.Process.Kill()
+	awaitRound(t, dir, 1, 1)
+	if _, err := Resume(t.Context(), TrainConfig{Dir: dir, Executable: os.Args[0]}); err == nil || !strings.Contains(err.Error(), logFile) {
+		t.Fatalf("error %v", err)
+	}
+	rounds, _ := roundsOf(eventsOf(t, dir), 1)
+	awaitRound(t, dir, 1, rounds[len(rounds)-1]+3)
 }

@@ -1,10 +1,12 @@
 package spirt
 
 import (
+	"context"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 )
 
@@ -70,5 +72,41 @@ func TestSecondPeerRefused(t *testing.T) {
 	}
 	if err := again.close(); err != nil {
 		t.Error(err)
+	}
+}
+
+// Who only asks, as `spirt runs` does, keeps nobody from a lock, and is not
+// taken for its holder.
+func TestAskingLocksNothing(t *testing.T) {
+	dir := t.TempDir()
+	release, err := lockPeer(dir, 1)
+	check(t, err)
+	check(t, release())
+	ctx, stop := context.WithCancel(t.Context())
+	var asking sync.WaitGroup
+	for range 2 {
+		asking.Go(func() {
+			for ctx.Err() == nil {
+				isHeld(filepath.Join(dir, lockFileName))
+			}
+		})
+	}
+	defer asking.Wait()
+	defer stop()
+	for range 300 {
+		if held, pid, err := holder(filepath.Join(dir, lockFileName)); held || err != nil {
+			t.Fatalf("held by %d, %v", pid, err)
+		}
+		if isHeld(filepath.Join(dir, lockFileName)) {
+			t.Fatal("held by nobody")
+		}
+		release, err := lockPeer(dir, 1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if !isHeld(filepath.Join(dir, lockFileName)) {
+			t.Fatal("not held")
+		}
+		check(t, release())
 	}
 }

@@ -63,6 +63,24 @@ type validation struct {
 	result round.Validation // Count 0: there is none
 }
 
+// lastValidation is how long a peer that is stopped waits for a validation.
+const lastValidation = 10 * time.Second
+
+// end waits so long for the result, and does without it then.
+func (v *validation) end(patience time.Duration) {
+	if v == nil {
+		return
+	}
+	timer := time.NewTimer(patience)
+	defer timer.Stop()
+	select {
+	case <-v.done:
+	case <-timer.C:
+		v.stop()
+		<-v.done
+	}
+}
+
 // result is what a goroutine found, and an error that ends the peer.
 type result struct {
 	event  round.Event
@@ -132,6 +150,10 @@ func (p *peer) openLoop() error {
 	for i, c := range checkpoints {
 		if i == 0 {
 			head, cfg.Head, cfg.Links = c.record, c.record, c.links
+			if v := c.pending; v != nil && v.Result.Count > 0 {
+				l.validation = &validation{record: round.Record{Height: v.Round}, last: head.ID(), stop: func() {}, done: make(chan struct{}), result: v.Result}
+				close(l.validation.done)
+			}
 			p.log.Info("going on from a checkpoint", "round", head.Height)
 		} else if i <= 4 {
 			cfg.Kept = append(cfg.Kept, c.record)
@@ -142,7 +164,9 @@ func (p *peer) openLoop() error {
 	if err != nil {
 		p.warn("%v: what it says of the bill and of the last steps is lost", err)
 	}
-	if r := before.Head.Record; r != nil && r.Height > head.Height && p.kept(r) {
+	// Of a head in the middle of a validation the result would be lost.
+	if r := before.Head.Record; r != nil && r.Height > head.Height && p.job.pending(r.Height) == 0 && p.kept(r) {
+		l.validation = nil
 		if cfg.OnDisk = genesis.ID(); head.Height > 0 {
 			cfg.OnDisk = head.ID()
 			cfg.Kept = append([]round.Record{head}, cfg.Kept[:min(len(cfg.Kept), 4)]...)
@@ -262,6 +286,7 @@ func (p *peer) run(ctx context.Context) error {
 	l := &p.loop
 	ctx, cancel := context.WithCancel(ctx)
 	defer l.wg.Wait()
+	defer func() { l.validation.end(0) }()
 	defer cancel()
 	l.wg.Add(1)
 	go func() {
@@ -310,10 +335,13 @@ func (p *peer) run(ctx context.Context) error {
 		var err error
 		select {
 		case <-ctx.Done():
+			l.validation.end(lastValidation)
 			l.wg.Wait()
 			err := p.leaveHead(l.head)
 			if err == nil {
 				p.note(stepStop, "")
+			} else {
+				p.warn("this peer stops without a checkpoint of round %d, and goes on from the one before: %v", l.head.Height, err)
 			}
 			return errors.Join(ErrInterrupted, err)
 		case <-tick.C:
@@ -597,6 +625,9 @@ func (p *peer) validate(ctx context.Context, parent round.Record) *validation {
 		l.validation = nil
 	}
 	if _, due := p.job.validates(parent.Height); due && (l.validation == nil || l.validation.record.ID() != id) {
+		if v := l.validation; v != nil {
+			v.stop() // it came too late
+		}
 		l.validation = p.beginValidation(ctx, parent)
 	}
 	v := l.validation
@@ -610,9 +641,23 @@ func (p *peer) validate(ctx context.Context, parent round.Record) *validation {
 	return v
 }
 
+// pendingAt returns the validation of a model before a record whose result
+// stands in an announcement after it, nil if there is none.
+func (p *peer) pendingAt(r *round.Record) *validation {
+	l, id := &p.loop, r.ID()
+	v := l.validation
+	if v == nil || v.record.Height != p.job.pending(r.Height) {
+		return nil
+	}
+	if next := l.records[v.last]; v.last != id && v.last != r.Parent && next.Parent != id {
+		return nil // it is of another branch
+	}
+	return v
+}
+
 func (p *peer) beginValidation(ctx context.Context, r round.Record) *validation {
 	v := &validation{record: r, done: make(chan struct{})}
-	ctx, v.stop = context.WithCancel(ctx)
+	ctx, v.stop = context.WithCancel(context.WithoutCancel(ctx)) // a peer that stops waits for it
 	if err := p.computer.keepForValidation(r); err != nil {
 		p.warn("round %d: no validation: %v", r.Height, err)
 		v.stop()

@@ -1,6 +1,7 @@
 package spirt
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -193,7 +194,7 @@ func (r *run) run(ctx context.Context, cfg TrainConfig, how string) (Event, erro
 	}
 	exits, err := r.start(cfg)
 	if err != nil {
-		r.kill()
+		r.kill(func(p child) bool { return p.own }) // the others were well before
 		return Event{}, errors.Join(err, r.record("failed", nil))
 	}
 	interrupted := r.watch(ctx, cfg.Kill, exits)
@@ -256,6 +257,7 @@ type run struct {
 // child is one peer's process and what it said last.
 type child struct {
 	process *os.Process // of one that runs already, found by its lock, or started here
+	own     bool        // this process started it
 	listen  string      // empty: as in its settings
 	state   string      // started, finished, stopped, failed or crashed
 	cause   string      // for people: how it ended
@@ -306,7 +308,7 @@ func (r *run) start(cfg TrainConfig) (<-chan exit, error) {
 		if err != nil {
 			return nil, fmt.Errorf("starting peer %d: %w", n, err)
 		}
-		r.peers[i].process = cmd.Process
+		r.peers[i].process, r.peers[i].own = cmd.Process, true
 		r.setState(i, "started", "")
 		go func() { exits <- exit{i, cmd.Wait()} }() // ends with the process
 	}
@@ -361,10 +363,10 @@ func (r *run) watch(ctx context.Context, kill <-chan struct{}, exits <-chan exit
 			done = nil
 			grace = time.After(stopGrace)
 		case <-grace:
-			r.kill()
+			r.kill(all)
 		case <-kill:
 			kill = nil
-			r.kill()
+			r.kill(all)
 		}
 	}
 	r.drain()
@@ -373,12 +375,9 @@ func (r *run) watch(ctx context.Context, kill <-chan struct{}, exits <-chan exit
 
 // drain passes on what has been appended to the event log.
 func (r *run) drain() {
-	lines, events, err := r.tail.Next()
-	if err != nil {
-		return // the log is this process's own folder: it comes back or the run ends by itself
-	}
-	for i, e := range events {
-		r.view.Add(&e)
+	// An error is of this process's own folder: it comes back, or the run ends by itself.
+	_ = r.tail.EachLine(func(line []byte, e *Event) {
+		r.view.Add(e)
 		if e.Peer >= 1 && e.Peer <= len(r.peers) {
 			switch p := &r.peers[e.Peer-1]; e.Event {
 			case "round":
@@ -388,18 +387,20 @@ func (r *run) drain() {
 			}
 		}
 		if r.onEvent != nil {
-			r.onEvent(e, lines[i])
+			r.onEvent(*e, bytes.Clone(line))
+		}
+	})
+}
+
+func (r *run) kill(which func(child) bool) {
+	for _, p := range r.peers {
+		if p.process != nil && p.state == "started" && which(p) {
+			_ = p.process.Kill() // it may have ended already
 		}
 	}
 }
 
-func (r *run) kill() {
-	for i := range r.peers {
-		if p := r.peers[i].process; p != nil && r.peers[i].state == "started" {
-			_ = p.Kill() // it may have ended already
-		}
-	}
-}
+func all(child) bool { return true }
 
 // exitState names how a peer's process ended.
 func exitState(err error, interrupted bool) (state, cause string) {

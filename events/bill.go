@@ -104,16 +104,25 @@ func (b *Bill) Add(e *Event) {
 			b.round(p, e)
 		}
 	case "peer":
-		// A peer that starts counts from nothing.
-		if p := b.peers[e.Peer]; p != nil && e.By == 0 && e.State == "started" {
-			b.abandoned = b.abandoned.Add(p.pending)
-			p.pending = bill.Usage{}
+		// A peer that starts counts from nothing; one with a cause was running already.
+		if e.By == 0 && e.State == "started" && e.Message == "" {
+			b.abandon(e.Peer)
 		}
+	case "resume": // also of one that somebody started by hand
+		b.abandon(e.Peer)
 	case "done":
 		if e.CostUSD != nil {
 			c := *e.CostUSD
 			b.paid = &c
 		}
+	}
+}
+
+// abandon takes what a peer used since its last round for told by none.
+func (b *Bill) abandon(n int) {
+	if p := b.peers[n]; p != nil {
+		b.abandoned = b.abandoned.Add(p.pending)
+		p.pending = bill.Usage{}
 	}
 }
 

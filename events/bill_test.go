@@ -207,6 +207,24 @@ func TestBillRestartByHand(t *testing.T) {
 	}
 }
 
+// The event by which a peer says that it goes on comes before what it then uses;
+// that it was found running says nothing.
+func TestBillResume(t *testing.T) {
+	b := Bill{Own: bill.Default()}
+	add(&b,
+		called(1, 20, 128, nil), // killed in its first round
+		&Event{Event: "resume", Peer: 1},
+		called(1, 30, 128, nil),
+		&Event{Event: "peer", Peer: 1, State: "started", Message: "it was running already"},
+		called(1, 10, 128, nil),
+		ended(1, 1, bill.Usage{Invocations: 2, MBMillis: 40 * 128}),
+	)
+	s := b.Statement(bill.Default())
+	if s.Differ != 0 || s.Abandoned.Usage != (bill.Usage{Invocations: 1, MBMillis: 20 * 128}) {
+		t.Errorf("%+v, abandoned %+v", s.Differences, s.Abandoned)
+	}
+}
+
 // What no process can mean is left out and counted.
 func TestBillImplausible(t *testing.T) {
 	b := Bill{}

@@ -2,6 +2,8 @@ package main
 
 import (
 	"bytes"
+	"errors"
+	"fmt"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -58,5 +60,18 @@ func TestExitCodes(t *testing.T) {
 		if lines := strings.Count(stderr.String(), "\n"); c.code != spirt.ExitDone && (lines != 1 || stdout.Len() > 0) {
 			t.Errorf("spirt %s: %d lines of error, standard output %q", c.args, lines, &stdout)
 		}
+	}
+}
+
+// What went wrong besides an interruption is told, and changes no exit code.
+func TestInterruptedBesides(t *testing.T) {
+	var stderr bytes.Buffer
+	err := errors.Join(spirt.ErrInterrupted, fmt.Errorf("round 7: %w", errors.Join(nil, errors.New("no space left on device"))))
+	if code := report(&stderr, err); code != spirt.ExitInterrupted || stderr.String() != "spirt: interrupted\nspirt: round 7: no space left on device\n" {
+		t.Errorf("exit code %d, %q", code, &stderr)
+	}
+	stderr.Reset()
+	if report(&stderr, errors.Join(spirt.ErrInterrupted, nil)); stderr.String() != "spirt: interrupted\n" {
+		t.Errorf("%q", &stderr)
 	}
 }

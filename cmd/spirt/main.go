@@ -72,6 +72,22 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	return report(stderr, err)
 }
 
+// besides returns what else went wrong when something was interrupted, such as
+// a last checkpoint that a full disk did not take.
+func besides(err error) (others []error) {
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		if errors.Is(err, spirt.ErrInterrupted) || errors.Is(err, context.Canceled) {
+			return nil
+		}
+		return []error{err}
+	}
+	for _, e := range joined.Unwrap() {
+		others = append(others, besides(e)...)
+	}
+	return others
+}
+
 // report prints an error and returns the exit code that stands for it.
 func report(stderr io.Writer, err error) int {
 	if err == nil {
@@ -83,6 +99,9 @@ func report(stderr io.Writer, err error) int {
 		return spirt.ExitBudget
 	case errors.Is(err, spirt.ErrInterrupted), errors.Is(err, context.Canceled):
 		fmt.Fprintln(stderr, "spirt: interrupted")
+		for _, e := range besides(err) {
+			fmt.Fprintln(stderr, "spirt:", e)
+		}
 		return spirt.ExitInterrupted
 	case errors.As(err, &wrong), isUnknownCommand(err):
 		fmt.Fprintln(stderr, "spirt:", err)

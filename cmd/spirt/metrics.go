@@ -96,15 +96,32 @@ func (m *metricsFlags) add(f *pflag.FlagSet) {
 
 // train has a run's metrics served until stop. The run goes on also where
 // that is not possible.
-func (m *metricsFlags) train(cfg *spirt.TrainConfig, say func(format string, args ...any)) (stop func(), err error) {
+func (m *metricsFlags) train(cfg *spirt.TrainConfig, resumed bool, say func(format string, args ...any)) (stop func(), err error) {
 	if err := localOnly(m.at, m.public, "--metrics-public"); err != nil {
 		return nil, err
 	}
-	prices, err := bill.Open(cmp.Or(cfg.Prices, bill.DefaultName))
-	if err != nil {
-		return nil, fmt.Errorf("prices: %w", err)
+	var run *metrics.Run
+	if resumed {
+		prices, err := spirt.PricesOf(cfg.Dir)
+		if err != nil {
+			return nil, err
+		}
+		run = metrics.New(prices)
+		tail, err := spirt.EventsOf(cfg.Dir)
+		if err != nil {
+			return nil, err
+		}
+		defer tail.Close()
+		if err := tail.Each(run.Add); err != nil { // counters go on where they were
+			return nil, err
+		}
+	} else {
+		prices, err := bill.Open(cmp.Or(cfg.Prices, bill.DefaultName))
+		if err != nil {
+			return nil, fmt.Errorf("prices: %w", err)
+		}
+		run = metrics.New(prices)
 	}
-	run := metrics.New(prices)
 	stop, addr, err := serveMetrics(m.at, run)
 	if err != nil {
 		say("no metrics are served: %v", err)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -38,7 +39,7 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 			"A job file, which `spirt init` writes, says what is trained; flags go before what stands in it.\n" +
 			"The run folder keeps the job, the events, the model and a folder for each peer.\n\n" +
 			"Ctrl-C has the peers leave a checkpoint and stop; a second one ends them at once. --resume goes\n" +
-			"on with a run that was interrupted or killed. A run that ends by --max-time or --budget-usd exits\n" +
+			"on with a run that was interrupted or killed, and leaves one that is done as it is. A run that ends by --max-time or --budget-usd exits\n" +
 			"with 3, its model is as good as it got.",
 		Example: "  spirt train\n" +
 			"  spirt train job.yaml --rounds 1000\n" +
@@ -57,8 +58,9 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 			if err != nil {
 				return usage(err)
 			}
+			over := false // what is resumed
 			if resume != "" {
-				if job, err = toResume(c, &flags, resume); err != nil {
+				if job, over, err = toResume(c, &flags, resume); err != nil {
 					return err
 				}
 				cfg.Dir = resume
@@ -86,7 +88,7 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 				p.event(e)
 			}
 			if watched.at != "" {
-				stop, err := watched.train(&cfg, p.say)
+				stop, err := watched.train(&cfg, resume != "", p.say)
 				if err != nil {
 					return usage(err)
 				}
@@ -117,7 +119,10 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 				done, err = spirt.Train(ctx, job, cfg)
 			}
 			p.close()
-			if done.Event != "" { // it was started, whatever came of it
+			if over && err == nil && asJSON {
+				err = json.NewEncoder(stdout).Encode(done)
+			}
+			if done.Event != "" && !over { // it was started, whatever came of it
 				if cerr := spirt.WriteCurves(cfg.Dir); cerr != nil {
 					p.say("the curves could not be drawn: %v", cerr)
 				}
@@ -128,7 +133,7 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 				return flags.explain(err)
 			}
 			p.summary(done)
-			if done.StopReason == "time" || done.StopReason == "money" {
+			if !over && (done.StopReason == "time" || done.StopReason == "money") {
 				return errBudget
 			}
 			return nil
@@ -156,8 +161,8 @@ func trainCommand(stdout, stderr io.Writer) *cobra.Command {
 // has said so.
 var errBudget = errors.New("a budget was reached")
 
-// toResume returns the job of a run that is to go on.
-func toResume(c *cobra.Command, flags *jobFlags, dir string) (job spirt.Job, err error) {
+// toResume returns the job of a run that is to go on, and whether it is done.
+func toResume(c *cobra.Command, flags *jobFlags, dir string) (job spirt.Job, over bool, err error) {
 	var given []string
 	c.Flags().Visit(func(f *pflag.Flag) {
 		if flags.set.Lookup(f.Name) != nil || f.Name == "run" || f.Name == "db" || f.Name == "listen" || f.Name == "prices" {
@@ -165,13 +170,13 @@ func toResume(c *cobra.Command, flags *jobFlags, dir string) (job spirt.Job, err
 		}
 	})
 	if len(given) > 0 || c.Flags().NArg() > 0 {
-		return job, usage(fmt.Errorf("a run that is resumed keeps its job: leave out %s, or start another run", strings.Join(append(given, c.Flags().Args()...), ", ")))
+		return job, false, usage(fmt.Errorf("a run that is resumed keeps its job: leave out %s, or start another run", strings.Join(append(given, c.Flags().Args()...), ", ")))
 	}
 	info, err := spirt.ReadRun(dir)
 	if errors.Is(err, fs.ErrNotExist) {
-		return job, usage(fmt.Errorf("%s is no run folder: `spirt runs` lists those there are", dir))
+		return job, false, usage(fmt.Errorf("%s is no run folder: `spirt runs` lists those there are", dir))
 	}
-	return info.Job, err
+	return info.Job, info.State == "done" && info.Done != nil, err
 }
 
 // secondSignal returns a channel that is closed at the second signal to end
