@@ -133,8 +133,11 @@ func parseJournal(r io.Reader, job string) (p past, err error) {
 		}
 		p.Entries++
 		p.entry = e
-		if e.Record != nil || e.Used != nil && p.Head.Used == nil {
+		switch {
+		case e.Record != nil || e.Used != nil && p.Head.Used == nil:
 			p.Head = e
+		case e.Used != nil:
+			p.Head.Used, p.Head.Elapsed = e.Used, e.Elapsed
 		}
 	}
 }
@@ -158,6 +161,10 @@ func readLine(in *bufio.Reader) (string, error) {
 // hexadecimal, a space, and the entry as JSON.
 func appendEntry(b []byte, e entry) ([]byte, error) {
 	text, err := json.Marshal(e)
+	if len(text) > maxJournalLine-16 { // nothing has been final for very long
+		e.Record, e.Links = nil, nil // without its links it cannot be gone on from: the checkpoint counts
+		text, err = json.Marshal(e)
+	}
 	if err != nil {
 		return b, fmt.Errorf("encoding a step: %w", err)
 	}

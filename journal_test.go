@@ -312,6 +312,27 @@ func TestJournalDamage(t *testing.T) {
 }
 
 // A journal that cannot be written is told of once, and ends nothing.
+// Where nothing has been final for very long the links no longer fit; the bill
+// still does.
+func TestJournalLong(t *testing.T) {
+	dir, job := t.TempDir(), round.Hash{1}.String()
+	j := openJournal(dir, job, past{}, func(err error) { t.Error(err) })
+	record := round.Record{Slot: 3, Height: 2, Set: []round.Entry{{Peer: 0}}}
+	j.note(entry{Step: stepAdopt, Round: 2, Record: &record, Used: &bill.Usage{Invocations: 7}, Elapsed: 12})
+	j.note(entry{Step: stepAdopt, Round: 3, Record: &record, Links: make([]round.Checkpoint, 7000), Used: &bill.Usage{Invocations: 8}, Elapsed: 13})
+	j.note(entry{Step: stepCompute, Round: 4})
+	for _, rotated := range []bool{false, true} {
+		if rotated {
+			j.rotate()
+		}
+		p, err := readJournal(filepath.Join(dir, journalFile), job)
+		if check(t, err); p.Entries == 0 || p.Head.Used == nil || p.Head.Used.Invocations != 8 || p.Head.Elapsed != 13 || p.Head.Record != nil && p.Head.Round != 2 {
+			t.Errorf("rotated %t: %+v", rotated, p)
+		}
+	}
+	check(t, j.close())
+}
+
 func TestJournalWithoutDisk(t *testing.T) {
 	told := 0
 	j := openJournal(filepath.Join(t.TempDir(), "none"), "job", past{}, func(error) { told++ })
