@@ -17,15 +17,28 @@ import (
 type Log struct {
 	mu   sync.Mutex
 	f    io.WriteCloser
-	torn bool // the last write may have left a part of a line
+	torn bool // the log may end in a part of a line
 }
 
 func OpenLog(path string) (*Log, error) {
-	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_RDWR, 0o644)
 	if err != nil {
 		return nil, fmt.Errorf("opening the event log: %w", err)
 	}
-	return &Log{f: f}, nil
+	return &Log{f: f, torn: endsTorn(f)}, nil
+}
+
+// endsTorn reports whether a file ends in a part of a line, which a full disk
+// may have left of an earlier process. In doubt it does: an empty line costs
+// nothing.
+func endsTorn(f *os.File) bool {
+	info, err := f.Stat()
+	if err != nil || info.Size() == 0 {
+		return err != nil
+	}
+	var last [1]byte
+	_, err = f.ReadAt(last[:], info.Size()-1)
+	return err != nil || last[0] != '\n'
 }
 
 // Emit stamps and writes one event.

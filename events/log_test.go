@@ -248,6 +248,35 @@ func TestEventLogFullDisk(t *testing.T) {
 	}
 }
 
+// What a full disk left of a line takes no event of the next process with it.
+func TestEventLogTornBefore(t *testing.T) {
+	for before, want := range map[string]string{
+		"":                                "b c",
+		`{"event":"a"}` + "\n":            "a b c",
+		`{"event":"a"}` + "\n" + `{"eve`:  "a b c",
+		`{"event":"a"}`:                   "a b c",
+		`{"event":"a"}` + "\n" + "\x00\n": "a b c",
+	} {
+		path := writeTemp(t, before)
+		for _, kind := range []string{"b", "c"} {
+			log, err := OpenLog(path)
+			check(t, err)
+			check(t, log.Emit(Event{Event: kind}))
+			check(t, log.Close())
+		}
+		tail, err := OpenTail(path)
+		check(t, err)
+		defer tail.Close()
+		if got := kinds(t, tail); got != want {
+			t.Errorf("after %q: got %q, want %q", before, got, want)
+		}
+		// A log that is whole gets no empty line.
+		if b, err := os.ReadFile(path); err != nil || bytes.Contains(b, []byte("\n\n")) {
+			t.Errorf("after %q: %q, %v", before, b, err)
+		}
+	}
+}
+
 func check(t testing.TB, err error) {
 	t.Helper()
 	if err != nil {
