@@ -1,6 +1,7 @@
 package events
 
 import (
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -106,7 +107,9 @@ func (f *Functions) add(i *Invocation) {
 	if i.MS > 0 && i.MS < maxValue {
 		f.MS += i.MS
 	}
-	f.PeakMB = max(f.PeakMB, i.PeakMB)
+	if i.PeakMB <= maxMemoryMB {
+		f.PeakMB = max(f.PeakMB, i.PeakMB)
+	}
 }
 
 // Fault is something that went wrong: a warning, or a peer that was lost,
@@ -165,10 +168,10 @@ func (v *View) Add(e *Event) {
 			v.round(p, e)
 		}
 	case "invocation":
-		if p == nil || e.Invocation == nil {
-			return
-		}
 		i := e.Invocation
+		if p == nil || i == nil || i.BilledMS < 0 || i.BilledMS > maxBilledMS || i.MemoryMB < 0 || i.MemoryMB > maxMemoryMB {
+			return // a Bill leaves it out too
+		}
 		p.Functions.add(i)
 		v.Functions.add(i)
 		u := i.Usage()
@@ -221,22 +224,28 @@ func (v *View) round(p *PeerView, e *Event) {
 	}
 	v.RoundSeconds.Add(e.Round, seconds)
 	v.Clock.Add(e.Round, v.Elapsed().Seconds())
-	v.Samples += int64(max(e.Samples, 0))
+	if n := int64(e.Samples); n > 0 && n < 1<<40 {
+		v.Samples += n
+	}
 	if e.Used != nil {
-		if n := e.Used.Timeouts; n < p.timeouts { // it was started again
+		n := max(e.Used.Timeouts, 0)
+		if n < p.timeouts { // it was started again
 			p.timeouts = 0
 		} else if n-p.timeouts < 1<<20 {
 			p.Timeouts += n - p.timeouts
 		}
-		p.timeouts = e.Used.Timeouts
+		p.timeouts = n
 	}
 	if s := e.Spent; s != nil {
-		u := s.Usage
-		u.Invocations, u.MBMillis = 0, 0 // counted one by one
-		p.Usage, v.Usage = p.Usage.Add(u), v.Usage.Add(u)
-		p.Spent += s.CostUSD
-		v.Spent += s.CostUSD
-		v.Cost.Add(e.Round, s.CostUSD.Dollars())
+		if !outside(s.PeerMillis) && !outside(s.DBMillis) && !outside(s.BytesOut) {
+			u := s.Usage
+			u.Invocations, u.MBMillis = 0, 0 // counted one by one
+			p.Usage, v.Usage = p.Usage.Add(u), v.Usage.Add(u)
+		}
+		cost := max(s.CostUSD, 0)
+		p.Spent += min(cost, bill.MaxMoney-p.Spent)
+		v.Spent += min(cost, bill.MaxMoney-v.Spent)
+		v.Cost.Add(e.Round, cost.Dollars())
 	}
 	if v.Steps == nil {
 		v.Steps = make([]float64, len(Steps))
@@ -248,8 +257,8 @@ func (v *View) round(p *PeerView, e *Event) {
 	}
 	for _, t := range e.Traffic[:min(len(e.Traffic), maxViewPeers)] {
 		if t.Peer >= 1 && len(p.In) < maxViewPeers {
-			p.In[t.Peer] += t.In
-			p.Out[t.Peer] += t.Out
+			p.In[t.Peer] += min(max(t.In, 0), math.MaxInt64-p.In[t.Peer])
+			p.Out[t.Peer] += min(max(t.Out, 0), math.MaxInt64-p.Out[t.Peer])
 		}
 	}
 	began := e.Time.Add(-time.Duration(seconds * float64(time.Second)))

@@ -100,6 +100,48 @@ func TestView(t *testing.T) {
 	}
 }
 
+// However much peers claim, no sum overflows or shrinks, and usage is what a
+// Bill counts.
+func TestViewBoundsSums(t *testing.T) {
+	var v View
+	var b Bill
+	most := int64(math.MaxInt64)
+	for range 3 {
+		for _, e := range []Event{
+			{Event: "round", Peer: 1, Round: 1, Samples: math.MaxInt, Spent: &Spent{CostUSD: 4_000_000 * bill.USD}, Traffic: []Traffic{{2, most, most}, {2, -5, -5}}, Used: &Usage{Timeouts: math.MinInt}},
+			{Event: "round", Peer: 1, Round: 2, Spent: &Spent{CostUSD: -bill.USD}, Used: &Usage{Timeouts: math.MaxInt}},
+			{Event: "round", Peer: 1, Round: 3, Spent: &Spent{Usage: bill.Usage{PeerMillis: -1, DBMillis: 10, BytesOut: 10}}},
+			{Event: "round", Peer: 1, Round: 4, Spent: &Spent{Usage: bill.Usage{PeerMillis: 10, DBMillis: 20, BytesOut: most}}},
+			{Event: "round", Peer: 1, Round: 5, Spent: &Spent{Usage: bill.Usage{PeerMillis: 10, DBMillis: 20, BytesOut: 30}}},
+			{Event: "invocation", Peer: 1, Invocation: &Invocation{BilledMS: most, MemoryMB: 1024}},
+			{Event: "invocation", Peer: 1, Invocation: &Invocation{BilledMS: 10, MemoryMB: math.MaxInt}},
+			{Event: "invocation", Peer: 1, Invocation: &Invocation{BilledMS: -10, MemoryMB: 1024}},
+			{Event: "invocation", Peer: 1, Invocation: &Invocation{BilledMS: 10, MemoryMB: -1024}},
+			{Event: "invocation", Peer: 1, Invocation: &Invocation{BilledMS: 10, MemoryMB: 256, PeakMB: math.MaxInt}},
+		} {
+			v.Add(&e)
+			b.Add(&e)
+		}
+	}
+	p := v.Peer(1)
+	if v.Spent != bill.MaxMoney || p.Spent != bill.MaxMoney {
+		t.Errorf("spent %v, by the peer %v", v.Spent, p.Spent)
+	}
+	if rounds, costs := v.Cost.Points(); len(rounds) != 5 || slices.Min(costs) < 0 {
+		t.Errorf("costs %v", costs)
+	}
+	want := bill.Usage{Invocations: 3, MBMillis: 3 * 10 * 256, PeerMillis: 30, DBMillis: 60, BytesOut: 90}
+	if v.Usage != want || p.Usage != want || b.usage != want {
+		t.Errorf("used %+v, by the peer %+v, billed %+v, want %+v", v.Usage, p.Usage, b.usage, want)
+	}
+	if f := v.Functions; f.Invocations != 3 || f.BilledMS != 30 || f.PeakMB != 0 {
+		t.Errorf("%+v", f)
+	}
+	if v.Samples != 0 || p.Timeouts != 0 || p.In[2] != most || p.Out[2] != most {
+		t.Errorf("%d samples, %d timeouts, traffic %v %v", v.Samples, p.Timeouts, p.In, p.Out)
+	}
+}
+
 // Whatever stands in an event log, a view takes it, in bounded memory.
 func FuzzView(f *testing.F) {
 	f.Add([]byte(`{"event":"round","peer":1,"round":1,"steps":[{"step":"compute","ms":-1}],"traffic":[{"peer":9}],"spent":{"cost_usd":0.1}}`))
