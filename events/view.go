@@ -16,6 +16,8 @@ const (
 	maxRounds      = 64  // likewise, of each peer, for the timeline
 	maxCauses      = 64
 	maxMessageText = 4 << 10
+	maxName        = 128 // bytes of any other text
+	maxRoundSteps  = 16  // of a round
 )
 
 // View is a run as its events tell it. The zero value is one of no events; it
@@ -185,23 +187,22 @@ func (v *View) Add(e *Event) {
 		}
 	case "finished":
 		if p != nil {
-			p.State, p.Round, p.Model, p.Waiting = "finished", e.Round, e.Model, nil
+			p.State, p.Round, p.Model, p.Waiting = "finished", e.Round, clip(e.Model, maxName), nil
 			v.Round = max(v.Round, e.Round)
 		}
 	case "final":
 		v.Final = max(v.Final, e.Round)
 	case "waiting":
 		if p != nil {
-			p.Waiting = &Event{Time: e.Time, Event: e.Event, Peer: e.Peer, Step: clip(e.Step), Slot: e.Slot, Round: e.Round, Seconds: e.Seconds,
-				Members: e.Members[:min(len(e.Members), maxViewPeers)], Message: clip(e.Message)}
+			p.Waiting = &Event{Time: e.Time, Event: "waiting", Peer: e.Peer, Step: clip(e.Step, maxName), Slot: e.Slot, Round: e.Round, Seconds: e.Seconds,
+				Members: firstOf(e.Members, maxViewPeers), Message: clip(e.Message, maxMessageText)}
 		}
 	case "peer":
 		v.state(p, e)
 	case "warning":
 		v.fault(Fault{Time: e.Time, Peer: e.Peer, About: e.About, Cause: e.Cause, Message: e.Message})
 	case "done":
-		c := *e
-		v.Done = &c
+		v.Done = doneOf(e)
 	}
 }
 
@@ -213,8 +214,8 @@ func (v *View) round(p *PeerView, e *Event) {
 	if !(seconds >= 0 && seconds < 1e9) {
 		seconds = 0
 	}
-	p.Round, p.Slot, p.Model, p.Seconds, p.Degraded = e.Round, e.Slot, clip(e.Model), seconds, e.Degraded
-	p.Members, p.Instances, p.Waiting = e.Members[:min(len(e.Members), maxViewPeers)], e.Instances, nil
+	p.Round, p.Slot, p.Model, p.Seconds, p.Degraded = e.Round, e.Slot, clip(e.Model, maxName), seconds, e.Degraded
+	p.Members, p.Instances, p.Waiting = firstOf(e.Members, maxViewPeers), e.Instances, nil
 	if p.State == "" || p.State == "lost" {
 		p.State = "started"
 	}
@@ -237,7 +238,7 @@ func (v *View) round(p *PeerView, e *Event) {
 		p.timeouts = n
 	}
 	if s := e.Spent; s != nil {
-		if !outside(s.PeerMillis) && !outside(s.DBMillis) && !outside(s.BytesOut) {
+		if s.Invocations >= 0 && s.MBMillis >= 0 && !outside(s.PeerMillis) && !outside(s.DBMillis) && !outside(s.BytesOut) {
 			u := s.Usage
 			u.Invocations, u.MBMillis = 0, 0 // counted one by one
 			p.Usage, v.Usage = p.Usage.Add(u), v.Usage.Add(u)
@@ -250,8 +251,15 @@ func (v *View) round(p *PeerView, e *Event) {
 	if v.Steps == nil {
 		v.Steps = make([]float64, len(Steps))
 	}
-	for _, s := range e.Steps[:min(len(e.Steps), 2*len(Steps))] {
-		if i := slices.Index(Steps, s.Step); i >= 0 && s.MS >= 0 && s.MS < maxValue {
+	steps := make([]Step, 0, min(len(e.Steps), maxRoundSteps))
+	for _, s := range e.Steps[:min(len(e.Steps), maxRoundSteps)] {
+		i := slices.Index(Steps, s.Step)
+		if i < 0 {
+			continue
+		}
+		s.Step = Steps[i] // not the text that came with the event
+		steps = append(steps, s)
+		if s.MS >= 0 && s.MS < maxValue {
 			v.Steps[i] += s.MS
 		}
 	}
@@ -268,37 +276,57 @@ func (v *View) round(p *PeerView, e *Event) {
 	if len(p.Rounds) >= maxRounds {
 		p.Rounds = slices.Delete(p.Rounds, 0, 1)
 	}
-	p.Rounds = append(p.Rounds, RoundView{
-		Round: e.Round, Began: began, How: clip(e.How),
-		Steps: e.Steps[:min(len(e.Steps), 2*len(Steps))],
-	})
+	p.Rounds = append(p.Rounds, RoundView{Round: e.Round, Began: began, How: clip(e.How, maxName), Steps: steps})
 }
 
 func (v *View) state(p *PeerView, e *Event) {
+	state := clip(e.State, maxName)
 	if p != nil {
-		p.State, p.PID, p.Waiting = e.State, e.PID, nil
+		p.State, p.PID, p.Waiting = state, e.PID, nil
 		if e.State == "started" {
 			v.Done = nil
 		}
 	} else if about := v.peer(e.Peer); about != nil && (e.State == "expelled" || about.State == "" && e.State == "lost") {
-		about.State = e.State
+		about.State = state
 	}
 	switch e.State {
 	case "lost", "crashed", "failed", "expelled":
-		v.fault(Fault{Time: e.Time, Peer: e.By, About: e.Peer, Cause: e.State, Message: e.Message})
+		v.fault(Fault{Time: e.Time, Peer: e.By, About: e.Peer, Cause: state, Message: e.Message})
 	}
 }
 
-// clip bounds a text from an event.
-func clip(s string) string {
-	if len(s) > maxMessageText {
-		return strings.ToValidUTF8(s[:maxMessageText], "")
+// doneOf returns what a view keeps of a done.
+func doneOf(e *Event) *Event {
+	d := *e
+	d.Event = "done"
+	for _, s := range []*string{&d.Model, &d.How, &d.State, &d.Step, &d.Cause, &d.StopReason} {
+		*s = clip(*s, maxName)
+	}
+	d.Message, d.Run = clip(d.Message, maxMessageText), clip(d.Run, maxMessageText)
+	d.Members, d.Steps, d.Traffic, d.Invocation = nil, nil, nil, nil
+	d.Peers = firstOf(d.Peers, maxViewPeers)
+	for i := range d.Peers {
+		p := &d.Peers[i]
+		p.State, p.Model = clip(p.State, maxName), clip(p.Model, maxName)
+	}
+	return &d
+}
+
+// clip bounds a text from an event, and holds nothing of what is cut off.
+func clip(s string, most int) string {
+	if len(s) > most {
+		return strings.Clone(strings.ToValidUTF8(s[:most], ""))
 	}
 	return s
 }
 
+// firstOf is likewise for what is not text: a copy of at most so many.
+func firstOf[T any](of []T, most int) []T {
+	return append([]T(nil), of[:min(len(of), most)]...)
+}
+
 func (v *View) fault(f Fault) {
-	f.Cause, f.Message = clip(f.Cause), clip(f.Message)
+	f.Cause, f.Message = clip(f.Cause, maxName), clip(f.Message, maxMessageText)
 	if v.Causes == nil {
 		v.Causes = map[string]int{}
 	}

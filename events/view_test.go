@@ -4,8 +4,11 @@ import (
 	"encoding/json"
 	"math"
 	"slices"
+	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
+	"unsafe"
 
 	"github.com/spirt-ml/spirt/bill"
 )
@@ -139,6 +142,45 @@ func TestViewBoundsSums(t *testing.T) {
 	}
 	if v.Samples != 0 || p.Timeouts != 0 || p.In[2] != most || p.Out[2] != most {
 		t.Errorf("%d samples, %d timeouts, traffic %v %v", v.Samples, p.Timeouts, p.In, p.Out)
+	}
+}
+
+// A view keeps little of events that are as large as a line can be.
+func TestViewBoundsText(t *testing.T) {
+	long := strings.Repeat("é", MaxLine/8)
+	usd := bill.Money(0)
+	var v View
+	for i := range 64 {
+		many := make([]int, 1<<16)
+		e := Event{
+			Peer: 1, Round: uint64(i + 1), Model: long, How: long, State: long, Step: long, Message: long, Cause: long + string(rune('a'+i)), Run: long, StopReason: long, Members: many,
+			Steps: []Step{{long, 0, 1}, {"compute", 1, 2}, {string([]byte("gather")), 3, 4}, {"none", 1, 1}}, CostUSD: &usd, Peers: make([]PeerDone, 1<<12), Traffic: make([]Traffic, 1<<12),
+		}
+		for j := range e.Peers {
+			e.Peers[j].State = long
+		}
+		for _, kind := range []string{"peer", "round", "warning", "finished", "waiting", "done"} {
+			e.Event = kind
+			v.Add(&e)
+		}
+	}
+	b, err := json.Marshal(v)
+	check(t, err)
+	if len(b) > 1<<20 {
+		t.Errorf("%d bytes", len(b))
+	}
+	p := v.Peer(1)
+	if n := cap(p.Members) + cap(p.Waiting.Members) + cap(v.Done.Peers) + cap(v.Done.Members) + cap(v.Done.Traffic); n > 4*maxViewPeers {
+		t.Errorf("%d numbers are held", n)
+	}
+	if want := []Step{{"compute", 1, 2}, {"gather", 3, 4}}; !slices.Equal(p.Rounds[0].Steps, want) || cap(p.Rounds[0].Steps) > maxRoundSteps {
+		t.Errorf("%.200v", p.Rounds[0].Steps)
+	}
+	if s := v.Faults[0].Cause; len(s) != maxName || !utf8.ValidString(s) {
+		t.Errorf("a cause of %d bytes", len(s))
+	}
+	if s := clip(long, maxName); unsafe.StringData(s) == unsafe.StringData(long) {
+		t.Error("what is cut off is held")
 	}
 }
 
