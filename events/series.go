@@ -33,6 +33,16 @@ func (s *Series) Add(round uint64, value float64) {
 	s.counts[i]++
 }
 
+// change changes one value that was added for a round.
+func (s *Series) change(round uint64, by float64) {
+	if round == 0 || s.stride == 0 {
+		return
+	}
+	if i := (round - 1) / s.stride; i < uint64(len(s.sums)) && s.counts[i] > 0 {
+		s.sums[i] += by
+	}
+}
+
 // halve makes one point of two.
 func (s *Series) halve() {
 	n := (len(s.sums) + 1) / 2

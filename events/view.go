@@ -18,6 +18,11 @@ const (
 	maxMessageText = 4 << 10
 	maxName        = 128 // bytes of any other text
 	maxRoundSteps  = 16  // of a round
+
+	// Events of several processes come out of order by less than clockSlack;
+	// that long after a clock was set a peer has told of it.
+	clockSlack   = 5 * time.Second
+	maxUncertain = 1024 // points of Clock that a warning may still correct
 )
 
 // View is a run as its events tell it. The zero value is one of no events; it
@@ -25,7 +30,7 @@ const (
 type View struct {
 	Started time.Time     // of the first event
 	Latest  time.Time     // of the last
-	Paused  time.Duration // between them, when the run was not going on
+	Paused  time.Duration // between them, when the run was not going on, and by how much clocks were set
 	Round   uint64        // the highest that a peer has finished
 
 	Peers []*PeerView // ascending by number
@@ -49,6 +54,10 @@ type View struct {
 	Causes map[string]int // how many faults of each cause or state
 	Done   *Event         // once the run is over; nil again when it goes on
 
+	elapsed time.Duration
+	step    time.Duration // the longest of late between two events
+	stepped time.Time     // when it ended
+	clocked []uint64      // rounds in Clock since
 }
 
 // PeerView is one peer in a View.
@@ -148,19 +157,11 @@ func (v *View) peer(n int) *PeerView {
 
 // Add takes the next event.
 func (v *View) Add(e *Event) {
-	if v.Started.IsZero() {
-		v.Started = e.Time
-	} else if e.Event == "run" && e.Time.After(v.Latest) { // resumed
-		v.Paused += e.Time.Sub(v.Latest)
-		v.Done = nil
-	}
-	if e.Time.After(v.Latest) {
-		v.Latest = e.Time
-	}
 	p := v.peer(e.Peer)
 	if e.Event == "peer" && e.By != 0 {
 		p = nil // another peer tells
 	}
+	v.time(p, e)
 	if p != nil {
 		p.Seen = e.Time
 	}
@@ -206,6 +207,71 @@ func (v *View) Add(e *Event) {
 	}
 }
 
+// time moves on to an event. The clock may have been set since the last one: back
+// where a peer contradicts itself, forward only where a peer warns of it, as a
+// round may take long.
+func (v *View) time(p *PeerView, e *Event) {
+	if v.Started.IsZero() {
+		v.Started, v.Latest = e.Time, e.Time
+		return
+	}
+	d := e.Time.Sub(v.Latest)
+	set := clockSet(e)
+	switch {
+	case e.Event == "run": // resumed, by a clock that may be any other
+		v.Done = nil
+		v.pause(e.Time)
+	case d < 0 && set < 0, d < -clockSlack && p != nil && e.Time.Before(p.Seen.Add(-clockSlack)):
+		v.pause(e.Time)
+	case d > 0:
+		v.Latest, v.elapsed = e.Time, sum(v.elapsed, d)
+		if d >= v.step || e.Time.Sub(v.stepped) > clockSlack {
+			v.step, v.stepped, v.clocked = d, e.Time, v.clocked[:0]
+		}
+	}
+	if set > 0 && v.step > set/2 && e.Time.Sub(v.stepped).Abs() <= clockSlack {
+		set = min(set, v.step)
+		v.elapsed -= set
+		v.Paused = sum(v.Paused, set)
+		for _, round := range v.clocked {
+			v.Clock.change(round, -set.Seconds())
+		}
+		v.step, v.clocked = 0, v.clocked[:0] // further peers tell of the same
+	}
+}
+
+// pause moves the clock on, or back, without the run going on.
+func (v *View) pause(to time.Time) {
+	v.Paused = sum(v.Paused, to.Sub(v.Latest))
+	v.Latest, v.step, v.clocked = to, 0, v.clocked[:0]
+}
+
+// sum is a+b as far as there are such durations.
+func sum(a, b time.Duration) time.Duration {
+	switch {
+	case a > 0 && b > math.MaxInt64-a:
+		return math.MaxInt64
+	case a < 0 && b < math.MinInt64-a:
+		return math.MinInt64
+	}
+	return a + b
+}
+
+// clockSet returns by how much the clock was set of which an event warns, 0 if
+// it does not. Only the text says so: "... was set by 1h0m0s: ...".
+func clockSet(e *Event) time.Duration {
+	if e.Event != "warning" || e.Cause != CauseClock {
+		return 0
+	}
+	_, text, _ := strings.Cut(e.Message, " set by ")
+	text, _, _ = strings.Cut(text, ":")
+	d, err := time.ParseDuration(text)
+	if err != nil {
+		return 0
+	}
+	return d
+}
+
 // round takes a round that a peer has finished.
 func (v *View) round(p *PeerView, e *Event) {
 	v.Done = nil
@@ -225,6 +291,9 @@ func (v *View) round(p *PeerView, e *Event) {
 	}
 	v.RoundSeconds.Add(e.Round, seconds)
 	v.Clock.Add(e.Round, v.Elapsed().Seconds())
+	if v.step >= time.Second && len(v.clocked) < maxUncertain && e.Time.Sub(v.stepped) <= clockSlack {
+		v.clocked = append(v.clocked, e.Round)
+	}
 	if n := int64(e.Samples); n > 0 && n < 1<<40 {
 		v.Samples += n
 	}
@@ -350,8 +419,9 @@ func (v *View) SamplesPerSecond() float64 {
 }
 
 // Elapsed is how long the run has gone on, from the first event to the last,
-// without the time between an interruption and the resumption.
-func (v *View) Elapsed() time.Duration { return v.Latest.Sub(v.Started) - v.Paused }
+// without the time between an interruption and the resumption, whatever clocks
+// were set to.
+func (v *View) Elapsed() time.Duration { return v.elapsed }
 
 // Left is how long the rounds up to the last take at the pace so far; 0 if that
 // is not known.

@@ -103,6 +103,67 @@ func TestView(t *testing.T) {
 	}
 }
 
+// Whatever a clock is set to, the run goes on as long as it does.
+func TestViewClockSet(t *testing.T) {
+	const years = 56 * 365 * 24 * time.Hour
+	round := func(peer int, n uint64) Event { return Event{Event: "round", Peer: peer, Round: n} }
+	warns := func(peer int, by time.Duration) Event {
+		return Event{Event: "warning", Peer: peer, Cause: CauseClock, Message: "the clock of this machine was set by " + by.String() + ": rounds do not depend on it"}
+	}
+	type told struct {
+		Event
+		at, set time.Duration // since the first event, and by how much the clock is off
+	}
+	start := []told{{Event{Event: "run", State: "started"}, 0, 0}, {round(1, 1), 10 * time.Second, 0}, {round(2, 1), 10 * time.Second, 0}}
+	for name, c := range map[string]struct {
+		events []told
+		want   time.Duration
+	}{
+		"not": {[]told{{round(1, 2), time.Hour, 0}, {round(2, 2), time.Hour, -time.Second}, {round(1, 3), time.Hour + 10*time.Second, 0}}, time.Hour + 10*time.Second},
+		"back": {[]told{{round(1, 2), 10 * time.Second, -time.Hour}, {round(2, 2), 11 * time.Second, -time.Hour}, {warns(1, -time.Hour), 12 * time.Second, -time.Hour},
+			{warns(2, -time.Hour), 12 * time.Second, -time.Hour}, {round(1, 3), 20 * time.Second, -time.Hour}}, 20 * time.Second},
+		"back a little": {[]told{{round(1, 2), 11 * time.Second, -3 * time.Second}, {warns(1, -3*time.Second), 11 * time.Second, -3 * time.Second}, {round(1, 3), 21 * time.Second, -3 * time.Second}}, 20 * time.Second},
+		"forward": {[]told{{round(1, 2), 11 * time.Second, years}, {round(2, 2), 11 * time.Second, years}, {warns(2, years), 11*time.Second - time.Millisecond, years},
+			{warns(1, years), 12 * time.Second, years}, {round(1, 3), 20 * time.Second, years}}, 20 * time.Second},
+		"forward in a long round": {[]told{{warns(1, 4*time.Second), 10*time.Minute + time.Second, 4 * time.Second}, {warns(2, 4*time.Second), 10*time.Minute + time.Second, 4 * time.Second},
+			{round(1, 2), 10*time.Minute + 2*time.Second, 4 * time.Second}, {round(1, 3), 11 * time.Minute, 4 * time.Second}}, 11 * time.Minute},
+		"to and fro": {[]told{{round(1, 2), 11 * time.Second, years}, {warns(1, years), 12 * time.Second, years}, {round(1, 3), 13 * time.Second, 0}, {warns(1, -years), 13 * time.Second, 0},
+			{round(1, 4), 20 * time.Second, 0}}, 19 * time.Second}, // what is between two events with a step back is not known
+		"told by nobody":            {[]told{{round(1, 2), 20 * time.Second, time.Hour}, {warns(1, 24*time.Hour), 20 * time.Second, time.Hour}}, time.Hour + 20*time.Second},
+		"late line":                 {[]told{{round(1, 2), 50 * time.Second, 0}, {round(2, 2), 20 * time.Second, 0}, {round(1, 3), 51 * time.Second, 0}}, 51 * time.Second},
+		"back while it did not run": {[]told{{Event{Event: "run", State: "resumed"}, 15 * time.Second, -time.Hour}, {round(1, 2), 25 * time.Second, -time.Hour}}, 20 * time.Second},
+	} {
+		var v View
+		at := time.Date(1970, 1, 2, 3, 4, 5, 0, time.UTC)
+		for _, e := range append(slices.Clone(start), c.events...) {
+			e.Time = at.Add(e.at + e.set)
+			v.Add(&e.Event)
+		}
+		if v.Elapsed() != c.want || v.Latest.Sub(v.Started)-v.Paused != c.want {
+			t.Errorf("%s: %v, and %v without %v, want %v", name, v.Elapsed(), v.Latest.Sub(v.Started), v.Paused, c.want)
+		}
+		rounds, seconds := v.Clock.Points()
+		if !slices.IsSorted(seconds) || seconds[0] != 10 || seconds[len(rounds)-1] > c.want.Seconds()+1e-6 {
+			t.Errorf("%s: the clock says %v", name, seconds)
+		}
+	}
+}
+
+// Times that no clock has overflow nothing.
+func TestViewTimes(t *testing.T) {
+	var v View
+	for i := range 12 {
+		for _, kind := range []string{"run", "round"} {
+			for _, year := range []int{0, 9999} {
+				v.Add(&Event{Event: kind, Peer: 1, Round: uint64(i), Time: time.Date(year, 1, 1, 0, 0, 0, 0, time.UTC)})
+				if v.Elapsed() < 0 {
+					t.Fatalf("%v", v.Elapsed())
+				}
+			}
+		}
+	}
+}
+
 // However much peers claim, no sum overflows or shrinks, and usage is what a
 // Bill counts.
 func TestViewBoundsSums(t *testing.T) {
