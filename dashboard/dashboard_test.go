@@ -285,6 +285,41 @@ func TestFollow(t *testing.T) {
 	}
 }
 
+// The state of a run is that of run.json, which is written after the event that
+// the run is over, or goes on.
+func TestFollowState(t *testing.T) {
+	dir := synthetic(t, "a", 3, 2)
+	state := func(state string) {
+		t.Helper()
+		if err := os.WriteFile(filepath.Join(dir, "run.json"), []byte(`{"state":"`+state+`"}`), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+	state("running")
+	_, h := serve(t, Config{Runs: []string{dir}})
+	s := follow(t, h.URL+"/api/runs/a/events")
+	if u := s.next(); u.Info == nil || u.Info.State != "running" {
+		t.Errorf("%+v", u.Info)
+	}
+	for _, c := range []struct {
+		event events.Event
+		state string
+	}{
+		{events.Event{Event: "done", StopReason: "interrupted"}, "interrupted"},
+		{events.Event{Event: "run", State: "resumed"}, "running"},
+		{events.Event{Event: "done", StopReason: "rounds"}, "done"},
+	} {
+		add(t, dir, line(t, c.event))
+		if u := s.next(); (u.Done != nil) != (c.event.Event == "done") {
+			t.Errorf("%s: %+v", c.state, u.Done)
+		}
+		state(c.state)
+		if u := s.next(); u.Info == nil || u.Info.State != c.state {
+			t.Errorf("%s: %+v", c.state, u.Info)
+		}
+	}
+}
+
 // A run that is made anew under the same name is shown anew, one that is gone
 // is said to be, and no line, whatever it holds, keeps the rest from being seen.
 func TestFollowOddRuns(t *testing.T) {

@@ -22,7 +22,8 @@ type run struct {
 	tail   *events.Tail
 	view   events.View
 	info   spirt.RunInfo
-	told   bool // info is known
+	told   bool   // info is known
+	infos  uint64 // grows when it is another one
 	prices *bill.Table
 	err    string // why it cannot be read now
 	serial uint64 // grows with each event
@@ -80,8 +81,15 @@ func (r *run) refresh() {
 		r.err = fmt.Sprintf("the events cannot be read: %v", err)
 	}
 	r.serial += n
-	if !r.told || n > 0 && (r.view.Done != nil || done) {
+	// The event is written before run.json: until both say the same, it is read
+	// again.
+	over := r.view.Done != nil
+	if !r.told || n > 0 && (over || done) || over == (r.info.State == "running") {
 		if info, err := spirt.ReadRun(r.dir); err == nil {
+			if !r.told || info.State != r.info.State || n > 0 {
+				r.infos++
+				r.serial++
+			}
 			r.info, r.told = info, true
 		}
 	}
@@ -113,6 +121,7 @@ type cursor struct {
 	serial uint64
 	begun  bool
 	life   uint64
+	infos  uint64
 	round  uint64         // curves up to here are known
 	stride uint64         // of all curves, summed
 	rounds map[int]uint64 // the timeline's last round, by peer
@@ -128,7 +137,7 @@ type Update struct {
 	Error   string `json:"error,omitempty"`
 
 	Name    string         `json:"name"`
-	Info    *spirt.RunInfo `json:"info,omitempty"` // with Full, and when the run is over
+	Info    *spirt.RunInfo `json:"info,omitempty"` // with Full, and when it changes
 	Done    *events.Event  `json:"done,omitempty"`
 	Started time.Time      `json:"started"`
 	Elapsed float64        `json:"elapsed"` // seconds
@@ -194,10 +203,11 @@ func (r *run) update(c *cursor) Update {
 	c.begun, c.serial = true, r.serial
 	u.Error, u.Name, u.Done, u.Started, u.Elapsed = r.err, r.name, v.Done, v.Started, v.Elapsed().Seconds()
 	u.Left, u.Round, u.Final, u.Rate = v.Left(uint64(max(0, r.info.Job.Rounds))).Seconds(), v.Round, v.Final, v.SamplesPerSecond()
-	if r.told && (u.Full || v.Done != nil) {
+	if r.told && (u.Full || c.infos != r.infos) {
 		info := r.info
 		u.Info = &info
 	}
+	c.infos = r.infos
 	from := uint64(0)
 	if late := lateRounds * v.Loss.Stride(); !u.Full && c.round > late {
 		from = c.round - late
