@@ -382,6 +382,7 @@ func TestFailedResumeKillsNobody(t *testing.T) {
 	r := &run{dir: dir, job: job, data: data, prices: bill.Default(), started: time.Now(), peers: make([]child, 2)}
 	check(t, r.record("interrupted", nil))
 	check(t, os.MkdirAll(filepath.Join(peerDir(dir, 2), logFile), 0o755)) // no log can be opened there
+	check(t, os.WriteFile(filepath.Join(dir, eventsFile), nil, 0o644))
 	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), fmt.Sprintf("%s=%s|1||0", killVariable, dir))
 	check(t, cmd.Start())

@@ -101,7 +101,7 @@ func (w *patrol) clocks(now time.Time) (jump time.Duration, ok bool) {
 func (p *peer) patrol(now time.Time) {
 	l := &p.loop
 	if jump, ok := l.slow.clocks(now); ok {
-		p.warnOf(events.CauseClock, 0, "the clock of this machine was set by %v: rounds do not depend on it, but logs and invites do", jump.Round(time.Millisecond))
+		p.warnWith(Event{Cause: events.CauseClock, Seconds: jump.Seconds()}, "the clock of this machine was set by %v: rounds do not depend on it, but logs and invites do", jump.Round(time.Millisecond))
 	}
 	if !l.slow.hangs(now) {
 		return

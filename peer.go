@@ -382,12 +382,18 @@ func causeOf(err error) string {
 
 // warnOf is warn with what caused it and whom it is about, 0 for nobody.
 func (p *peer) warnOf(cause string, about int, format string, args ...any) {
+	p.warnWith(Event{Cause: cause, About: about}, format, args...)
+}
+
+// warnWith is warnOf with more in the event.
+func (p *peer) warnWith(e Event, format string, args ...any) {
 	message := fmt.Sprintf(format, args...)
 	if len(message) > maxWarning { // a function's error may have 256 KB
 		message = strings.ToValidUTF8(message[:maxWarning], "") + "..."
 	}
 	p.log.Warn(message)
-	p.emit(Event{Event: "warning", Message: message, Cause: cause, About: about})
+	e.Event, e.Message = "warning", message
+	p.emit(e)
 }
 
 // emit writes an event of this peer. A full disk must not end the training:

@@ -258,18 +258,12 @@ func sum(a, b time.Duration) time.Duration {
 }
 
 // clockSet returns by how much the clock was set of which an event warns, 0 if
-// it does not. Only the text says so: "... was set by 1h0m0s: ...".
+// it does not.
 func clockSet(e *Event) time.Duration {
-	if e.Event != "warning" || e.Cause != CauseClock {
+	if e.Event != "warning" || e.Cause != CauseClock || !(math.Abs(e.Seconds) < 9e9) {
 		return 0
 	}
-	_, text, _ := strings.Cut(e.Message, " set by ")
-	text, _, _ = strings.Cut(text, ":")
-	d, err := time.ParseDuration(text)
-	if err != nil {
-		return 0
-	}
-	return d
+	return time.Duration(e.Seconds * float64(time.Second))
 }
 
 // round takes a round that a peer has finished.

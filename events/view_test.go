@@ -108,7 +108,7 @@ func TestViewClockSet(t *testing.T) {
 	const years = 56 * 365 * 24 * time.Hour
 	round := func(peer int, n uint64) Event { return Event{Event: "round", Peer: peer, Round: n} }
 	warns := func(peer int, by time.Duration) Event {
-		return Event{Event: "warning", Peer: peer, Cause: CauseClock, Message: "the clock of this machine was set by " + by.String() + ": rounds do not depend on it"}
+		return Event{Event: "warning", Peer: peer, Cause: CauseClock, Seconds: by.Seconds()}
 	}
 	type told struct {
 		Event
