@@ -258,7 +258,7 @@ func sum(a, b time.Duration) time.Duration {
 }
 
 // clockSet returns by how much the clock was set of which an event warns, 0 if
-// it does not.
+// it does not, or not what a Duration holds.
 func clockSet(e *Event) time.Duration {
 	if e.Event != "warning" || e.Cause != CauseClock || !(math.Abs(e.Seconds) < 9e9) {
 		return 0
