@@ -34,7 +34,7 @@ test: ## test everything that needs only Go
 test-all: ## test with the race detector, whole runs, no assembly, short fuzzing
 	@$(GO) test $(TESTFLAGS) -race -tags integration -timeout 15m ./...
 	@$(GO) test $(TESTFLAGS) -tags noasm $(NUMERIC)
-	@$(MAKE) --no-print-directory simulate SIMULATE=2000
+	@$(MAKE) --no-print-directory simulate SIMULATE=1000
 	@grep -rlE '^func Fuzz' --include='*_test.go' . | sort | while read -r file; do \
 		for fuzz in $$(sed -n 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/p' $$file); do \
 			$(GO) test $(TESTFLAGS) -run '^$$' -fuzz "^$$fuzz\$$" -fuzztime $(FUZZTIME) -fuzzminimizetime 10x $$(dirname $$file) || exit 1; \

@@ -16,7 +16,7 @@ import (
 )
 
 var (
-	seeds = flag.Int("seeds", 200, "simulated runs in TestChaos (a sixth with -short)")
+	seeds = flag.Int("seeds", defaultSeeds, "simulated runs in TestChaos (a sixth with -short)")
 	first = flag.Uint64("seed", 1, "first seed of TestChaos")
 )
 
@@ -84,10 +84,7 @@ func rolling(seed uint64) Config {
 // Peers that are killed all the time still get on: the run is never for long
 // where it had been before (P14). Rounds take a fifth of a second here.
 func TestRollingKills(t *testing.T) {
-	n := *seeds / 4
-	if testing.Short() {
-		n /= 6
-	}
+	n := max(1, *seeds/20)
 	var worst time.Duration
 	heights := uint64(0)
 	for i := range n {
@@ -203,10 +200,7 @@ func TestFinishWithFaults(t *testing.T) {
 // Liars, no more than f of them, neither stop the honest peers nor make them
 // take a model that does not follow (P14, P2).
 func TestLiars(t *testing.T) {
-	n := *seeds / 4
-	if testing.Short() {
-		n /= 6
-	}
+	n := max(1, *seeds/20)
 	var worst time.Duration
 	for i := range n {
 		seed := *first + uint64(i)
