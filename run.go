@@ -436,7 +436,7 @@ func (r *run) lostState(i int, interrupted bool) (state, cause string) {
 // run as done.
 func (r *run) finish(interrupted bool) (Event, error) {
 	cost := r.prices.Cost(r.view.Usage).Total()
-	done := Event{Event: "done", Run: r.dir, StopReason: "rounds", CostUSD: &cost, Usage: &Usage{
+	done := Event{Event: "done", Time: time.Now().UTC(), Run: r.dir, StopReason: "rounds", CostUSD: &cost, Usage: &Usage{
 		Invocations: int(r.view.Functions.Invocations), GBSeconds: r.view.Usage.GBSeconds(), Bytes: r.view.Usage.BytesOut,
 	}}
 	models := map[string]int{}
