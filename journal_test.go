@@ -77,7 +77,8 @@ func runKilled(t *testing.T, dir string, n int, step string, nth int) (killed bo
 // the model that it would have had, and its bill has what it used before.
 func TestKilledAtEachStep(t *testing.T) {
 	t.Parallel()
-	job := smallJob(9)
+	job := smallJob(12)
+	job.ValidateEvery = 1 // so that no checkpoint waits for a validation, and all are written before the end
 	undisturbed := runOf(t, job)
 	check(t, RunPeer(t.Context(), alone(undisturbed)))
 	_, want := roundsOf(eventsOf(t, undisturbed), 1)
