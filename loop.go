@@ -140,7 +140,7 @@ func (p *peer) openLoop() error {
 		Genesis: genesis, Rounds: uint64(p.job.Rounds), TargetAccuracy: uint32(math.Ceil(p.job.TargetAccuracy*1e4 - 1e-6)), // 0 stays 0
 		Patience: uint32(p.job.Patience), MinDelta: int64(math.Round(p.job.MinDelta * 1e6)),
 		MaxGradientBytes: uint64(average), Watermark: slot, Counter: counter,
-		CheckpointEvery: p.ids.rosters.genesis.CheckpointEvery, Voted: p.vote.Target, Timeouts: round.Timeouts{State: 30*time.Second + p.stateTransfer()}, PauseAfter: uint64(p.job.PauseAfter),
+		CheckpointEvery: p.ids.rosters.genesis.CheckpointEvery, Voted: p.vote.Target, Timeouts: p.timeouts(), PauseAfter: uint64(p.job.PauseAfter),
 	}
 	l.known = map[round.Hash]bool{}
 	for _, r := range p.ids.rosters.training() {
@@ -740,8 +740,9 @@ func (p *peer) fetch(ctx context.Context, a round.Fetch) result {
 	return result{event: round.BodyReady{Peer: a.Peer, Gradient: a.Gradient}}
 }
 
-// stateTime bounds the search for a state, beside the time that its bytes take
-// at the slowest rate that is waited for, in bytes a second.
+// stateTime bounds the search for a state, and how long nothing may come of it,
+// beside the time that its bytes take at the slowest rate that is waited for,
+// in bytes a second.
 const (
 	stateTime = 3 * time.Second
 	slowest   = 256 << 10
@@ -790,9 +791,9 @@ func (p *peer) fetchState(ctx context.Context, a round.FetchState) result {
 		}
 		return result{event: round.StateReady{Record: a.ID}}
 	}
-	// Whoever has it answers at once; those who have gone on do not, and then
+	// Whoever has it answers at once; where those who are connected have gone on,
 	// a later state is the better one to go for.
-	ctx, cancel := context.WithTimeout(ctx, stateTime+p.stateTransfer())
+	ctx, cancel := context.WithTimeout(ctx, stateTime+p.job.transferTime(p.store.params))
 	defer cancel()
 	params, opt, done := p.stateBuffers(a.Record)
 	defer done()
@@ -803,7 +804,7 @@ func (p *peer) fetchState(ctx context.Context, a round.FetchState) result {
 		if len(part.into) == 0 { // as of SGD without momentum
 			continue
 		}
-		if err := p.host.Resume(ctx, part.into, part.hash, p.sources(a.Holders)); err != nil {
+		if err := p.host.Resume(ctx, part.into, part.hash, p.sources(a.Holders), stateTime); err != nil {
 			p.log.Info("no state", "round", a.Record.Height, "err", err)
 			return unavailable
 		}
@@ -819,10 +820,17 @@ func (p *peer) fetchState(ctx context.Context, a round.FetchState) result {
 	return result{event: round.StateReady{Record: a.ID}}
 }
 
-// stateTransfer is how long a state takes at the slowest rate that is waited
-// for.
-func (p *peer) stateTransfer() time.Duration {
-	return time.Duration(4*(p.store.params+p.store.state)) * time.Second / slowest
+// transferTime is how long a state takes at the slowest rate that is waited
+// for, of a model of so many parameters.
+func (j *Job) transferTime(params int) time.Duration {
+	return time.Duration(4*(params+j.optimizerAt(1).StateLen(params))) * time.Second / slowest
+}
+
+// timeouts are those that depend on the size of a state: for who fetches one,
+// and for who has finished and is what others fetch it from.
+func (p *peer) timeouts() round.Timeouts {
+	transfer := p.job.transferTime(p.store.params)
+	return round.Timeouts{State: 30*time.Second + transfer, Linger: 10*time.Second + transfer}
 }
 
 // partial is what has come of a state: a fetch that is given up is resumed

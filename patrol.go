@@ -112,6 +112,9 @@ func (p *peer) patrol(now time.Time) {
 		e.Members = append(e.Members, int(m)+1)
 	}
 	e.Message = waitingText(e, p.n)
+	if (e.Step == "pursue" || e.Step == "observe") && p.host.Stats().Connected == 0 {
+		e.Message += "; no other peer is connected: start one that was there, it has what this one needs"
+	}
 	p.log.Warn("waiting", "step", e.Step, "round", e.Round, "for", e.Members, "seconds", e.Seconds)
 	p.emit(e)
 }

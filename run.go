@@ -2,6 +2,7 @@ package spirt
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -54,6 +55,11 @@ type TrainConfig struct {
 	Kill <-chan struct{}
 	// Verbose has the peers log every action of the round protocol.
 	Verbose bool
+	// Stragglers is how long those who have not finished may go without a round
+	// once others have finished, beside the time for a state and three times that
+	// of the slowest round: a peer that hung when the others left would never
+	// end. Default: a minute.
+	Stragglers time.Duration
 	// OnEvent is called with every event of the run in order, and with the
 	// line that stands in events.jsonl. It may be nil.
 	OnEvent func(e Event, line []byte)
@@ -76,7 +82,7 @@ func Train(ctx context.Context, job Job, cfg TrainConfig) (Event, error) {
 		return Event{}, &UsageError{err}
 	}
 	job.Data = absoluteData(job.Data)
-	_, data, err := job.open()
+	model, data, err := job.open()
 	if err != nil {
 		return Event{}, &UsageError{err}
 	}
@@ -114,7 +120,7 @@ func Train(ctx context.Context, job Job, cfg TrainConfig) (Event, error) {
 			return Event{}, err
 		}
 	}
-	r := &run{dir: cfg.Dir, job: job, data: data, prices: prices, started: time.Now(), onEvent: cfg.OnEvent, peers: make([]child, job.Peers)}
+	r := &run{dir: cfg.Dir, job: job, data: data, transfer: job.transferTime(model.NumParams()), prices: prices, started: time.Now(), onEvent: cfg.OnEvent, peers: make([]child, job.Peers)}
 	for i := range r.peers {
 		r.peers[i].listen = listen[i]
 	}
@@ -139,7 +145,7 @@ func Resume(ctx context.Context, cfg TrainConfig) (Event, error) {
 	if err != nil {
 		return Event{}, err
 	}
-	_, data, err := job.open()
+	model, data, err := job.open()
 	if err != nil {
 		return Event{}, &UsageError{err}
 	}
@@ -147,7 +153,7 @@ func Resume(ctx context.Context, cfg TrainConfig) (Event, error) {
 	if err != nil {
 		return Event{}, err
 	}
-	r := &run{dir: cfg.Dir, job: job, data: data, prices: prices, started: info.Started, onEvent: cfg.OnEvent, peers: make([]child, job.Peers)}
+	r := &run{dir: cfg.Dir, job: job, data: data, transfer: job.transferTime(model.NumParams()), prices: prices, started: info.Started, onEvent: cfg.OnEvent, peers: make([]child, job.Peers)}
 	return r.run(ctx, cfg, "resumed")
 }
 
@@ -197,7 +203,7 @@ func (r *run) run(ctx context.Context, cfg TrainConfig, how string) (Event, erro
 		r.kill(func(p child) bool { return p.own }) // the others were well before
 		return Event{}, errors.Join(err, r.record("failed", nil))
 	}
-	interrupted := r.watch(ctx, cfg.Kill, exits)
+	interrupted := r.watch(ctx, cfg.Kill, cmp.Or(cfg.Stragglers, time.Minute)+2*r.transfer, exits)
 	return r.finish(interrupted)
 }
 
@@ -242,16 +248,19 @@ func createRun(dir string, job Job) error {
 
 // run is a run as the process sees it that started the peers.
 type run struct {
-	dir     string
-	job     Job
-	data    *dataset.Dataset
-	prices  *bill.Table
-	started time.Time
-	view    events.View
-	onEvent func(Event, []byte)
-	log     *events.Log
-	tail    *events.Tail
-	peers   []child
+	dir      string
+	job      Job
+	data     *dataset.Dataset
+	transfer time.Duration // that a state may take
+	prices   *bill.Table
+	started  time.Time
+	view     events.View
+	onEvent  func(Event, []byte)
+	log      *events.Log
+	tail     *events.Tail
+	peers    []child
+	moved    time.Time     // when a peer last told of a round or its end
+	slowest  time.Duration // of the rounds
 }
 
 // child is one peer's process and what it said last.
@@ -335,7 +344,7 @@ func (r *run) setState(i int, state, cause string) {
 
 // watch passes events on until all peers have ended, and reports whether ctx
 // was cancelled.
-func (r *run) watch(ctx context.Context, kill <-chan struct{}, exits <-chan exit) (interrupted bool) {
+func (r *run) watch(ctx context.Context, kill <-chan struct{}, stragglers time.Duration, exits <-chan exit) (interrupted bool) {
 	// Who gets the events may block this goroutine: the peers stop all the same.
 	stop := context.AfterFunc(ctx, func() {
 		for i := range r.peers {
@@ -343,6 +352,7 @@ func (r *run) watch(ctx context.Context, kill <-chan struct{}, exits <-chan exit
 		}
 	})
 	defer stop()
+	r.moved = time.Now()
 	tick := time.NewTicker(pollEvents)
 	defer tick.Stop()
 	done, grace := ctx.Done(), (<-chan time.Time)(nil)
@@ -357,8 +367,11 @@ func (r *run) watch(ctx context.Context, kill <-chan struct{}, exits <-chan exit
 				state, cause = r.lostState(e.peer, interrupted)
 			}
 			r.setState(e.peer, state, cause)
-		case <-tick.C:
+		case now := <-tick.C:
 			r.drain()
+			if grace == nil && now.Sub(r.moved) > stragglers+3*r.slowest && r.leaveBehind() {
+				grace = time.After(stopGrace)
+			}
 		case <-done:
 			done = nil
 			grace = time.After(stopGrace)
@@ -382,14 +395,39 @@ func (r *run) drain() {
 			switch p := &r.peers[e.Peer-1]; e.Event {
 			case "round":
 				p.round, p.model = e.Round, e.Model
+				r.moved = time.Now()
+				if took := time.Duration(e.Seconds * float64(time.Second)); took < time.Hour {
+					r.slowest = max(r.slowest, took)
+				}
 			case "finished":
 				p.round, p.model, p.reason = e.Round, e.Model, e.StopReason
+				r.moved = time.Now()
 			}
 		}
 		if r.onEvent != nil {
 			r.onEvent(*e, bytes.Clone(line))
 		}
 	})
+}
+
+// leaveBehind asks those to stop that have not finished, if others have.
+func (r *run) leaveBehind() bool {
+	finished := func(p child) bool { return p.state == "finished" }
+	if !slices.ContainsFunc(r.peers, finished) {
+		return false
+	}
+	for i, p := range r.peers {
+		if p.state == "started" {
+			r.warn(i, "it is stopped: peers have finished, and it gets no further without them; the model is complete")
+			interrupt(p.process)
+		}
+	}
+	return true
+}
+
+// warn tells what is wrong with peer i.
+func (r *run) warn(i int, text string) {
+	_ = r.log.Emit(Event{Event: "warning", Cause: events.CauseProtocol, Peer: i + 1, Message: text}) // as setState
 }
 
 func (r *run) kill(which func(child) bool) {
@@ -439,21 +477,13 @@ func (r *run) finish(interrupted bool) (Event, error) {
 	done := Event{Event: "done", Time: time.Now().UTC(), Run: r.dir, StopReason: "rounds", CostUSD: &cost, Usage: &Usage{
 		Invocations: int(r.view.Functions.Invocations), GBSeconds: r.view.Usage.GBSeconds(), Bytes: r.view.Usage.BytesOut,
 	}}
-	models := map[string]int{}
-	survivors := 0
 	for i, p := range r.peers {
 		done.Peers = append(done.Peers, PeerDone{Peer: i + 1, State: p.state, Round: p.round, Model: p.model})
 		if v := r.view.Peer(i + 1); v != nil {
 			done.Timeouts += v.Timeouts
 		}
-		if p.state == "finished" {
-			survivors++
-			models[p.model]++
-			done.Rounds, done.Model = max(done.Rounds, p.round), p.model
-			orString(&p.reason, done.StopReason)
-			done.StopReason = p.reason
-		}
 	}
+	models := r.models()
 	done.Seconds = r.view.Elapsed().Seconds()
 	state, err := "done", error(nil)
 	// Somebody else may have stopped them, as `spirt stop` does.
@@ -461,12 +491,17 @@ func (r *run) finish(interrupted bool) (Event, error) {
 	switch {
 	case interrupted || stopped:
 		state, err = "interrupted", ErrInterrupted
-	case survivors == 0:
+	case len(models) == 0:
 		state, err = "failed", r.failure()
-	case len(models) > 1:
+	case len(models) > 1 && len(models[0]) <= len(r.peers)/2:
 		state, err = "failed", fmt.Errorf("the peers ended with %d different models: see %s", len(models), filepath.Join(r.dir, eventsFile))
 	default:
-		if err = r.evaluate(&done); err != nil {
+		for _, apart := range models[1:] { // they were cut off, and trained on alone
+			for _, i := range apart {
+				r.warn(i, "it ended with another model than most peers, as one does that was cut off and trained on alone: theirs counts")
+			}
+		}
+		if err = r.evaluate(&done, models[0]); err != nil {
 			state = "failed"
 		}
 	}
@@ -478,15 +513,35 @@ func (r *run) finish(interrupted bool) (Event, error) {
 	return done, err
 }
 
-// evaluate adds the accuracy and the loss on the test images, which nothing
-// has seen before, of the model that the peers left.
-func (r *run) evaluate(done *Event) error {
-	trained, err := ReadModel(filepath.Join(r.dir, modelFile))
+// models returns which peers finished with the same model, most first.
+func (r *run) models() [][]int {
+	var out [][]int
+	for i, p := range r.peers {
+		if p.state != "finished" {
+			continue
+		}
+		at := slices.IndexFunc(out, func(alike []int) bool { return r.peers[alike[0]].model == p.model })
+		if at < 0 {
+			at, out = len(out), append(out, nil)
+		}
+		out[at] = append(out[at], i)
+	}
+	slices.SortStableFunc(out, func(a, b []int) int { return len(b) - len(a) })
+	return out
+}
+
+// evaluate adds what these peers ended with, and the accuracy and the loss of
+// their model on the test images, which nothing has seen before.
+func (r *run) evaluate(done *Event, alike []int) error {
+	for _, i := range alike {
+		p := &r.peers[i]
+		done.Rounds, done.Model = max(done.Rounds, p.round), p.model
+		orString(&p.reason, done.StopReason)
+		done.StopReason = p.reason
+	}
+	trained, err := r.trained(alike, done.Model)
 	if err != nil {
 		return err
-	}
-	if h := trained.Hash().String(); h != done.Model {
-		return fmt.Errorf("the model file has the hash %s, the peers ended with %s", h, done.Model)
 	}
 	_, _, test := r.data.Split()
 	accuracy, loss, err := trained.Evaluate(r.data, test)
@@ -526,6 +581,25 @@ func lastLines(path, otherwise string) string {
 		return text
 	}
 	return otherwise
+}
+
+// trained returns the model of these peers. Where one that trained on alone was
+// the first to leave its model in the run folder, theirs takes its place.
+func (r *run) trained(alike []int, model string) (*Trained, error) {
+	path := filepath.Join(r.dir, modelFile)
+	t, err := ReadModel(path)
+	if err == nil && t.Hash().String() == model {
+		return t, nil
+	}
+	for _, i := range alike {
+		if t, err := ReadModel(filepath.Join(peerDir(r.dir, i+1), modelFile)); err == nil && t.Hash().String() == model {
+			return t, t.Write(path)
+		}
+	}
+	if err == nil {
+		err = fmt.Errorf("the model file has the hash %s, the peers ended with %s", t.Hash(), model)
+	}
+	return nil, err
 }
 
 func (r *run) record(state string, done *Event) error {

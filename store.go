@@ -2,6 +2,7 @@ package spirt
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strconv"
 	"strings"
@@ -31,7 +32,7 @@ type store struct {
 	mu     sync.Mutex
 	bodies map[treehash.Hash][]string // keys of the bytes that have this hash: an average may be a state as well
 	pinned map[treehash.Hash]int      // averages that the loop has not heard of
-	served map[string]time.Time       // when a state was last asked for, by key
+	served map[string]time.Time       // when a part of a state was last asked for, by what the keys of a state begin with
 
 	applying sync.Mutex // there is one candidate at a time
 }
@@ -48,11 +49,25 @@ func (s *store) key(name string) string { return s.prefix + name }
 // record: a state exists before a record of it is signed.
 
 func (s *store) parametersKey(height uint64, model treehash.Hash) string {
-	return s.key("state/" + strconv.FormatUint(height, 10) + "/parameters/" + model.String())
+	return s.stateKey(height) + "parameters/" + model.String()
 }
 
 func (s *store) optimizerKey(height uint64, state treehash.Hash) string {
-	return s.key("state/" + strconv.FormatUint(height, 10) + "/optimizer/" + state.String())
+	return s.stateKey(height) + "optimizer/" + state.String()
+}
+
+// stateKey is what the keys of the states after so many steps begin with.
+func (s *store) stateKey(height uint64) string {
+	return s.key("state/" + strconv.FormatUint(height, 10) + "/")
+}
+
+// stateOf returns the stateKey that a key begins with, "" if it is of no state.
+func (s *store) stateOf(key string) string {
+	states := s.key("state/")
+	if rest, ok := strings.CutPrefix(key, states); ok {
+		return key[:len(states)+strings.IndexByte(rest, '/')+1]
+	}
+	return ""
 }
 
 func (s *store) stateKeys(r round.Record) (parameters, optimizer string) {
@@ -71,8 +86,8 @@ func (s *store) Body(h treehash.Hash) (data []byte, release func(), ok bool) {
 		if err != nil {
 			continue // dropped meanwhile
 		}
-		if strings.HasPrefix(key, s.key("state/")) {
-			s.served[key] = time.Now()
+		if state := s.stateOf(key); state != "" {
+			s.served[state] = time.Now()
 		}
 		if ok {
 			ref.Release()
@@ -271,11 +286,11 @@ func (s *store) putState(params, optimizer []byte, height uint64) (model, state 
 }
 
 // A state that somebody fetches is kept for a lease after each request, so that
-// who catches up gets a whole state while the others train on; only so many,
-// whatever is asked for.
+// who catches up gets a whole state, parameters and optimizer state, while the
+// others train on; only so many, whatever is asked for.
 const (
 	lease     = 5 * time.Second
-	maxLeased = 8
+	maxLeased = 6 // the head's and its parent's among them, where these are fetched
 )
 
 // hasState reports whether the state of a record is here.
@@ -300,20 +315,17 @@ func (s *store) retain(states []round.Record, averages []treehash.Hash) {
 	for h := range s.pinned {
 		keep[s.averageKey(h)] = true
 	}
-	leased := 0
-	for key, at := range s.served {
-		if time.Since(at) > lease {
-			delete(s.served, key)
-		} else if !keep[key] && leased < maxLeased {
-			keep[key] = true
-			leased++
+	kept := s.db.Keys(s.key("state/"))
+	for _, state := range s.leases() {
+		for _, key := range kept {
+			if strings.HasPrefix(key, state) {
+				keep[key] = true
+			}
 		}
 	}
-	for _, kind := range []string{"state/", "average/"} {
-		for _, key := range s.db.Keys(s.key(kind)) {
-			if !keep[key] {
-				s.db.Delete(key)
-			}
+	for _, key := range slices.Concat(kept, s.db.Keys(s.key("average/"))) {
+		if !keep[key] {
+			s.db.Delete(key)
 		}
 	}
 	for h, keys := range s.bodies {
@@ -322,4 +334,14 @@ func (s *store) retain(states []round.Record, averages []treehash.Hash) {
 			delete(s.bodies, h)
 		}
 	}
+}
+
+// leases returns the states that somebody fetches, as stateKey, those that were
+// asked for last where there are many: who looks for one that is to be had asks
+// for several first. s.mu is held.
+func (s *store) leases() []string {
+	now := time.Now()
+	maps.DeleteFunc(s.served, func(_ string, at time.Time) bool { return now.Sub(at) > lease })
+	states := slices.SortedFunc(maps.Keys(s.served), func(a, b string) int { return s.served[b].Compare(s.served[a]) })
+	return states[:min(len(states), maxLeased)]
 }

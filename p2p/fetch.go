@@ -12,6 +12,7 @@ import (
 	"sort"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/libp2p/go-libp2p/core/network"
@@ -26,6 +27,7 @@ const (
 	progress   = 16 << 10               // bytes that count as such
 	retryMin   = 50 * time.Millisecond
 	retryMax   = time.Second
+	absentTime = 500 * time.Millisecond // after which Resume believes that nobody has the body
 	maxSources = 64
 	// swarmFrom is the number of chunks from which on a body is fetched from
 	// several members at once, and served while it is fetched. Smaller ones come
@@ -35,8 +37,13 @@ const (
 	chooseFrom = 1 << 13
 )
 
-// errLie marks bytes that are not what their hash says.
-var errLie = errors.New("what it sent does not have the hash asked for")
+var (
+	// errLie marks bytes that are not what their hash says.
+	errLie    = errors.New("what it sent does not have the hash asked for")
+	errAbsent = errors.New("it does not have it")
+	errNobody = errors.New("no connected member has it")
+	errSilent = errors.New("nothing came")
+)
 
 // Fetch returns the body of that hash and size, as FetchInto gets it.
 func (h *Host) Fetch(ctx context.Context, hash treehash.Hash, size int64, from []int) ([]byte, error) {
@@ -59,16 +66,21 @@ func (h *Host) Fetch(ctx context.Context, hash treehash.Hash, size int64, from [
 // lied. Every chunk is checked when it arrives. After an error dst holds the
 // chunks that came, and Resume goes on from there.
 func (h *Host) FetchInto(ctx context.Context, dst []byte, hash treehash.Hash, from []int) error {
-	return h.fetch(ctx, dst, hash, from, false)
+	return h.fetch(ctx, &fetch{data: dst, hash: hash}, from)
 }
 
 // Resume is FetchInto for a dst that may hold chunks of the body already, those
 // of a FetchInto that failed or of a file: whichever are right are not fetched.
-func (h *Host) Resume(ctx context.Context, dst []byte, hash treehash.Hash, from []int) error {
-	return h.fetch(ctx, dst, hash, from, true)
+// It ends before ctx where nothing has come for patience, or where every
+// connected member says that it does not have the body, and goes on saying so
+// for a moment.
+func (h *Host) Resume(ctx context.Context, dst []byte, hash treehash.Hash, from []int, patience time.Duration) error {
+	return h.fetch(ctx, &fetch{data: dst, hash: hash, resume: true, patience: patience}, from)
 }
 
-func (h *Host) fetch(ctx context.Context, dst []byte, hash treehash.Hash, from []int, resume bool) error {
+// fetch runs f, of which only what its caller wants is set.
+func (h *Host) fetch(ctx context.Context, f *fetch, from []int) error {
+	hash, dst := f.hash, f.data
 	size := int64(len(dst))
 	switch {
 	case size > h.cfg.Limits.BodySize:
@@ -81,11 +93,10 @@ func (h *Host) fetch(ctx context.Context, dst []byte, hash treehash.Hash, from [
 		return fmt.Errorf("p2p: fetching %s: from %d members: want 1 to %d", hash.Short(), len(from), maxSources)
 	}
 	chunks := treehash.NumChunks(size)
-	f := &fetch{
-		h: h, hash: hash, size: size, chunks: chunks, data: dst, resume: resume,
-		done: make(chan outcome, len(from)), wake: make(chan struct{}, 1),
-		wanted: newBitset(chunks - 1), open: chunks, left: chunks, copies: make([]uint8, chunks), workers: make(map[*worker]struct{}),
-	}
+	f.h, f.size, f.chunks = h, size, chunks
+	f.done, f.wake = make(chan outcome, len(from)), make(chan struct{}, 1)
+	f.wanted, f.open, f.left = newBitset(chunks-1), chunks, chunks
+	f.copies, f.workers = make([]uint8, chunks), make(map[*worker]struct{})
 	for i := range chunks {
 		f.wanted.set(i)
 	}
@@ -115,7 +126,7 @@ func (h *Host) fetch(ctx context.Context, dst []byte, hash treehash.Hash, from [
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	if resume && chunks == 1 && f.right(0, dst) {
+	if f.resume && chunks == 1 && f.right(0, dst) {
 		return nil
 	}
 	err := f.run(ctx)
@@ -140,12 +151,15 @@ type fetch struct {
 	size    int64
 	chunks  int
 	data    []byte
-	resume  bool
 	start   int // the chunk that it begins with; the order goes round
 	sources []*source
 	done    chan outcome
 	wake    chan struct{} // tells the fetch's goroutine that something changed
 	active  int
+
+	resume   bool
+	patience time.Duration // without anything coming; 0: until ctx ends
+	came     atomic.Int64  // when something came last, or the fetch began, by the host's clock
 
 	mu      sync.Mutex
 	leaves  []treehash.Hash // nil until a manifest came; stays nil for one chunk
@@ -203,10 +217,15 @@ func (f *fetch) run(ctx context.Context) error {
 	tick := time.NewTicker(fetchTick)
 	defer tick.Stop()
 	stall := firstStall
+	f.move()
 	for {
 		f.plan(ctx, &stall)
 		if f.active == 0 && f.allLied() {
 			return f.failure(errors.New("every member sent something else"))
+		}
+		if err := f.hopeless(); err != nil {
+			f.drain()
+			return f.failure(err)
 		}
 		select {
 		case o := <-f.done:
@@ -232,6 +251,35 @@ func (f *fetch) run(ctx context.Context) error {
 			return errClosed
 		}
 	}
+}
+
+func (f *fetch) move() { f.came.Store(int64(f.h.now())) }
+
+// hopeless says why it is of no use to go on, if so.
+func (f *fetch) hopeless() error {
+	silent := f.h.now() - time.Duration(f.came.Load())
+	if f.patience == 0 || silent < min(absentTime, f.patience) {
+		return nil
+	}
+	if silent >= f.patience {
+		return fmt.Errorf("%w for %v", errSilent, f.patience)
+	}
+	asked := 0
+	f.h.mu.Lock()
+	defer f.h.mu.Unlock()
+	for _, s := range f.sources {
+		if s.member.session() == nil {
+			continue
+		}
+		if !errors.Is(s.err, errAbsent) {
+			return nil
+		}
+		asked++
+	}
+	if asked == 0 {
+		return nil // somebody may connect
+	}
+	return errNobody
 }
 
 // changed makes run look at once.
@@ -475,6 +523,7 @@ func (f *fetch) countLocked(w *worker, has bitset) {
 
 // got takes note of a chunk that is in its place.
 func (f *fetch) got(i int, from *source) {
+	f.move()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if !from.first {
@@ -747,6 +796,7 @@ func (w *worker) manifest(ctx context.Context) error {
 		return fmt.Errorf("manifest: %w", errLie)
 	}
 	w.source.move()
+	f.move()
 	f.planWith(leaves)
 	return nil
 }
@@ -814,7 +864,7 @@ func (w *worker) status(ctx context.Context) (byte, error) {
 	}
 	switch b[0] {
 	case statusAbsent:
-		return 0, errors.New("it does not have it")
+		return 0, errAbsent
 	case statusBusy:
 		return 0, errors.New("it is busy")
 	case statusRefused:
@@ -846,6 +896,7 @@ func (w *worker) read(ctx context.Context, b []byte) error {
 		if w.came += k; w.came >= progress {
 			w.came = 0
 			w.source.move()
+			w.f.move()
 		}
 		if err != nil && n < len(b) {
 			if err == io.EOF {

@@ -140,7 +140,7 @@ func TestUnfinishedBodyIsServed(t *testing.T) {
 	// Both go on from there, from someone who has everything.
 	full := p.shelf.put(body)
 	before := o.Stats().BodyBytesIn
-	if err := o.Resume(context.Background(), part, full, []int{0}); err != nil {
+	if err := o.Resume(context.Background(), part, full, []int{0}, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(part, body) {
@@ -150,7 +150,7 @@ func TestUnfinishedBodyIsServed(t *testing.T) {
 		t.Errorf("%d bytes came for 28 chunks: what was there came again", came)
 	}
 	before = o.Stats().BodyBytesIn
-	if err := o.Resume(context.Background(), part, full, []int{0}); err != nil {
+	if err := o.Resume(context.Background(), part, full, []int{0}, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	if came := o.Stats().BodyBytesIn - before; came > 4096 {
@@ -193,7 +193,7 @@ func TestSourcesDieInTheMiddle(t *testing.T) {
 	o.shelf.put(body)
 	p.dials(o)
 	p.wait("connected", func() bool { return p.connected[4] })
-	if err := p.Resume(context.Background(), dst, hash, []int{1, 2, 3, 4}); err != nil {
+	if err := p.Resume(context.Background(), dst, hash, []int{1, 2, 3, 4}, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	if !bytes.Equal(dst, body) {
@@ -356,5 +356,31 @@ func TestLink(t *testing.T) {
 	}
 	if l.out != 0 {
 		t.Errorf("%d chunks left under way", l.out)
+	}
+}
+
+// Who looks for what members may have dropped hears so soon, and does not wait
+// for those that say nothing.
+func TestResumeGivesUp(t *testing.T) {
+	g := newGroup(t, 4)
+	p, o := g.start(0), g.start(1)
+	p.dials(o)
+	p.wait("connected", func() bool { return p.connected[1] })
+	for _, size := range []int{1000, 20*treehash.ChunkSize + 5} {
+		body := randomBody(size)
+		hash := treehash.Sum(body)
+		ctx, cancel := context.WithTimeout(context.Background(), patience)
+		if err := p.Resume(ctx, make([]byte, size), hash, []int{1, 2, 3}, patience); !errors.Is(err, errNobody) {
+			t.Errorf("%d bytes that nobody has: %v", size, err)
+		}
+		if err := p.Resume(ctx, make([]byte, size), hash, []int{2, 3}, absentTime); !errors.Is(err, errSilent) {
+			t.Errorf("%d bytes, nobody is there: %v", size, err)
+		}
+		o.shelf.put(body)
+		got := make([]byte, size)
+		if err := p.Resume(ctx, got, hash, []int{1, 2, 3}, patience); err != nil || !bytes.Equal(got, body) {
+			t.Errorf("%d bytes that one has: %v", size, err)
+		}
+		cancel()
 	}
 }
