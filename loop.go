@@ -140,7 +140,7 @@ func (p *peer) openLoop() error {
 		Genesis: genesis, Rounds: uint64(p.job.Rounds), TargetAccuracy: uint32(math.Ceil(p.job.TargetAccuracy*1e4 - 1e-6)), // 0 stays 0
 		Patience: uint32(p.job.Patience), MinDelta: int64(math.Round(p.job.MinDelta * 1e6)),
 		MaxGradientBytes: uint64(average), Watermark: slot, Counter: counter,
-		CheckpointEvery: p.ids.rosters.genesis.CheckpointEvery, Voted: p.vote.Target, Timeouts: p.timeouts(), PauseAfter: uint64(p.job.PauseAfter),
+		CheckpointEvery: p.ids.rosters.genesis.CheckpointEvery, Voted: p.vote.Target, Timeouts: round.Timeouts{State: 30*time.Second + p.job.transferTime(p.store.params)}, PauseAfter: uint64(p.job.PauseAfter),
 	}
 	l.known = map[round.Hash]bool{}
 	for _, r := range p.ids.rosters.training() {
@@ -283,7 +283,7 @@ func (p *peer) genesis() (round.Record, error) {
 
 // run feeds the machine until it has finished or ctx is cancelled.
 func (p *peer) run(ctx context.Context) error {
-	l := &p.loop
+	l, outer := &p.loop, ctx
 	ctx, cancel := context.WithCancel(ctx)
 	defer l.wg.Wait()
 	defer func() { l.validation.end(0) }()
@@ -366,7 +366,28 @@ func (p *peer) run(ctx context.Context) error {
 	}
 	cancel()
 	l.wg.Wait()
-	return p.finish()
+	err := p.finish()
+	p.seeOff(outer)
+	return err
+}
+
+// seeOff stays while others still fetch a state, the last one perhaps, as long
+// as one may take: they would never have it once all who do have left.
+func (p *peer) seeOff(ctx context.Context) {
+	const poll = 100 * time.Millisecond
+	tick := time.NewTicker(poll)
+	defer tick.Stop()
+	end := time.After(p.job.transferTime(p.store.params))
+	for p.store.serving(20*poll) && p.host.Stats().Connected > 0 {
+		select {
+		case <-p.host.Events():
+		case <-tick.C:
+		case <-end:
+			return
+		case <-ctx.Done():
+			return
+		}
+	}
 }
 
 // network passes on what happened on the network.
@@ -824,13 +845,6 @@ func (p *peer) fetchState(ctx context.Context, a round.FetchState) result {
 // for, of a model of so many parameters.
 func (j *Job) transferTime(params int) time.Duration {
 	return time.Duration(4*(params+j.optimizerAt(1).StateLen(params))) * time.Second / slowest
-}
-
-// timeouts are those that depend on the size of a state: for who fetches one,
-// and for who has finished and is what others fetch it from.
-func (p *peer) timeouts() round.Timeouts {
-	transfer := p.job.transferTime(p.store.params)
-	return round.Timeouts{State: 30*time.Second + transfer, Linger: 10*time.Second + transfer}
 }
 
 // partial is what has come of a state: a fetch that is given up is resumed

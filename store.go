@@ -345,3 +345,15 @@ func (s *store) leases() []string {
 	states := slices.SortedFunc(maps.Keys(s.served), func(a, b string) int { return s.served[b].Compare(s.served[a]) })
 	return states[:min(len(states), maxLeased)]
 }
+
+// serving reports whether somebody asked for a part of a state a moment ago.
+func (s *store) serving(moment time.Duration) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for _, at := range s.served {
+		if time.Since(at) < moment {
+			return true
+		}
+	}
+	return false
+}

@@ -104,7 +104,7 @@ func (c *cluster) start(name string, args ...string) *process {
 		p.cmd.Process.Kill()
 		if c.t.Failed() {
 			b, _ := os.ReadFile(p.log)
-			c.t.Logf("log of %s:\n%s", name, b[max(0, len(b)-4096):])
+			c.t.Logf("log of %s:\n%s", name, b[max(0, len(b)-1<<14):])
 		}
 	})
 	return p
