@@ -154,7 +154,7 @@ const here = "127.0.0.1:0"
 // of a member that has no admin key, and all end with one model. Invites that
 // are not good are refused.
 func TestCluster(t *testing.T) {
-	c := newCluster(t, "--peers", "3", "--model", "mlp", "--rounds", "300")
+	c := newCluster(t, "--peers", "3", "--model", "mlp", "--rounds", clusterRounds)
 	home := c.start("home", "peer", "home")
 	invite := c.spirt("invite", "--uses", "2", "home")
 	second := c.start("j2", "join", "--dir", "j2", "--name", "second", "--listen", here, invite)

@@ -17,6 +17,7 @@ import (
 // A peer hangs while the others finish, and hangs on, or wakes when they have
 // left and trains on alone: the run ends with the model of the others.
 func TestFrozenPeer(t *testing.T) {
+	t.Parallel() // it waits for most of its time
 	exe, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)

@@ -28,6 +28,7 @@ func TestMain(m *testing.M) {
 }
 
 func TestScripts(t *testing.T) {
+	t.Parallel() // with other tests that wait
 	data, err := filepath.Abs(filepath.Join("..", "..", "dataset", "mnist-10k"))
 	if err != nil {
 		t.Fatal(err)
