@@ -124,7 +124,12 @@ func TestPatrol(t *testing.T) {
 		t.Error("whom it has lost at once")
 	}
 	e := Event{Step: "gather", Round: 7, Members: []int{1, 2, 4}, Seconds: 12.4}
-	if got, want := waitingText(e, 1), "round 7: waits for the averages of peers 2, 4, since 12 s"; got != want {
-		t.Errorf("%q, want %q", got, want)
+	text := "round 7: waits for the averages of peers 2, 4, since 12 s"
+	if got := waitingText(e, 1, 0); got != text {
+		t.Errorf("%q, want %q", got, text)
+	}
+	text += "; no other peer is connected, and who has missed rounds believes no fewer than 2"
+	if got := waitingText(e, 1, 2); got != text {
+		t.Errorf("%q, want %q", got, text)
 	}
 }

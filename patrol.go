@@ -111,16 +111,18 @@ func (p *peer) patrol(now time.Time) {
 	for _, m := range l.machine.WaitingFor() {
 		e.Members = append(e.Members, int(m)+1)
 	}
-	e.Message = waitingText(e, p.n)
-	if (e.Step == "pursue" || e.Step == "observe") && p.host.Stats().Connected == 0 {
-		e.Message += "; no other peer is connected: start one that was there, it has what this one needs"
+	needs := 0
+	if others := len(p.memberKeys()) - 1; p.host.Stats().Connected == 0 && e.Step != "end" {
+		needs = min(p.faultyAt(l.head)+1, others)
 	}
+	e.Message = waitingText(e, p.n, needs)
 	p.log.Warn("waiting", "step", e.Step, "round", e.Round, "for", e.Members, "seconds", e.Seconds)
 	p.emit(e)
 }
 
-// waitingText says for people what a peer waits for.
-func waitingText(e Event, self int) string {
+// waitingText says for people what a peer waits for, and if no other peer is
+// connected how many it needs.
+func waitingText(e Event, self, needs int) string {
 	what := map[string]string{
 		"start": "for training to begin", "observe": "for a quorum, or to be a member", "compute": "for its own gradient",
 		"gather": "for the averages", "ballot": "for the ballots", "fetch": "for averages that the record needs", "apply": "for its database to aggregate and update",
@@ -137,5 +139,9 @@ func waitingText(e Event, self int) string {
 			text += fmt.Sprintf(" %d", m)
 		}
 	}
-	return text + fmt.Sprintf(", since %.0f s", e.Seconds)
+	text += fmt.Sprintf(", since %.0f s", e.Seconds)
+	if needs > 0 {
+		text += fmt.Sprintf("; no other peer is connected, and who has missed rounds believes no fewer than %d", needs)
+	}
+	return text
 }
