@@ -225,6 +225,9 @@ func (f *fetch) run(ctx context.Context) error {
 		}
 		if err := f.hopeless(); err != nil {
 			f.drain()
+			if f.complete() { // the last chunk came meanwhile
+				return nil
+			}
 			return f.failure(err)
 		}
 		select {
